@@ -1,0 +1,54 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both may be run again at any time.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+PIP := $(RUN) pip --quiet --disable-pip-version-check install --constraint constraints.txt
+SETUP := pyproject.toml constraints.txt
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help:
+	@echo 'make demo     set up .venv, generate a grid of images from the shipped model into out/'
+	@echo 'make test     set up .venv, run the whole test suite (PYTEST_ARGS=... adds options of pytest)'
+	@echo 'make lint     check style and imports'
+	@echo 'make format   rewrite the files in the project'"'"'s style'
+	@echo 'make clean    remove .venv, out/ and what builds and tests leave behind'
+
+demo: $(VENV)/.installed
+	@$(RUN) genflow generate --out out
+
+test: $(VENV)/.installed-test
+	@$(RUN) pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-test
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+
+format: $(VENV)/.installed-test
+	@$(RUN) ruff check --fix .
+	@$(RUN) ruff format .
+
+clean:
+	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps: set-up is done again only when what it depends on has changed.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "genflow needs Python 3.11 or newer; $(PYTHON) is another. Try: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "making $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV) \
+	  || { rm -rf $(VENV); echo "could not make $(VENV); on Debian: apt-get install python3-venv" >&2; exit 1; }
+
+$(VENV)/.installed: $(SETUP) | $(VENV)/bin/python
+	@echo "installing genflow and its dependencies into $(VENV) (a minute or two the first time)"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(SETUP) | $(VENV)/bin/python
+	@echo "installing genflow with its test dependencies into $(VENV) (a minute or two the first time)"
+	@$(PIP) --editable '.[test]'
+	@touch $(VENV)/.installed $@
