@@ -1,0 +1,495 @@
+"""Gaussian paths between data and noise: ``x_t = alpha(t) * x0 + sigma(t) * eps``.
+
+Time runs from ``t = 0`` (data) to ``t = 1`` (noise). Every coefficient is a closed form evaluated in float64;
+it takes a number, a NumPy array or a torch tensor and gives back the same kind (a tensor on a device without
+float64, such as mps, comes back in float32). Nothing here knows of models or of diffusers.
+"""
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genflow.errors import InputError, check_choice, check_number, nearest
+
+__all__ = [
+    "PATHS",
+    "EDMPath",
+    "LinearPath",
+    "Path",
+    "TrigonometricPath",
+    "VPCosinePath",
+    "VPLinearPath",
+    "VPPath",
+    "VPScaledLinearPath",
+    "VPTablePath",
+    "expand_like",
+    "working_dtype",
+]
+
+Time = TypeVar("Time", float, np.ndarray, Tensor)
+HALF_PI = math.pi / 2
+
+
+def _evaluate(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Apply a float64 tensor function to a number, an array or a tensor, and return the same kind."""
+    if isinstance(value, Tensor):
+        if value.device.type == "mps":
+            return function(value.detach().cpu().double()).float().to(value.device)
+        return function(value.double())
+    if isinstance(value, np.ndarray):
+        return function(torch.as_tensor(value.astype(np.float64))).numpy()
+    if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
+        return function(torch.tensor(float(value), dtype=torch.float64)).item()
+    raise InputError(f"time: got {type(value).__name__}; allowed: a number, a NumPy array or a torch tensor")
+
+
+def working_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype for arithmetic on ``tensors``: their promoted dtype, and float32 at least."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def expand_like(coefficient: float | Tensor, x: Tensor) -> float | Tensor:
+    """Make a number or a ``(B,)`` tensor broadcast over ``x`` of shape ``(B, ...)``, on ``x``'s device.
+
+    A number stays a number. A tensor comes back in ``working_dtype(x)``. Raises InputError for another shape.
+    """
+    if not isinstance(coefficient, Tensor):
+        return coefficient
+    if coefficient.ndim > 1 or (coefficient.ndim == 1 and coefficient.shape[0] not in (1, x.shape[0])):
+        raise InputError(
+            f"time: shape {tuple(coefficient.shape)} does not fit x of shape {tuple(x.shape)}; "
+            f"allowed: a scalar or ({x.shape[0]},)"
+        )
+    shape = (-1,) + (1,) * (x.ndim - 1) if coefficient.ndim else ()
+    return coefficient.to(device=x.device, dtype=working_dtype(x)).reshape(shape)
+
+
+class Path(ABC):
+    """A Gaussian path. Subclasses give float64 tensor forms of the coefficients; equality is by configuration."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def _alpha(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _sigma(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _alpha_dot(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _sigma_dot(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _time(self, level: Tensor) -> Tensor: ...
+
+    def _noise_level(self, t: Tensor) -> Tensor:
+        return self._sigma(t) / self._alpha(t)
+
+    def _options(self) -> dict[str, Any]:
+        return {}
+
+    def alpha(self, t: Time) -> Time:
+        """Weight of the data in ``x_t``; ``alpha(0) = 1``."""
+        return _evaluate(self._alpha, t)
+
+    def sigma(self, t: Time) -> Time:
+        """Weight of the noise in ``x_t``; ``sigma(0) = 0``."""
+        return _evaluate(self._sigma, t)
+
+    def alpha_dot(self, t: Time) -> Time:
+        """``d alpha / dt``."""
+        return _evaluate(self._alpha_dot, t)
+
+    def sigma_dot(self, t: Time) -> Time:
+        """``d sigma / dt``; infinite at ``t = 0`` on continuous VP paths, where sigma starts as ``sqrt(t)``."""
+        return _evaluate(self._sigma_dot, t)
+
+    def noise_level(self, t: Time) -> Time:
+        """``sigma / alpha``, EDM's sigma: the axis on which all Gaussian paths agree; inf where alpha is 0."""
+        return _evaluate(self._noise_level, t)
+
+    def time(self, noise_level: Time) -> Time:
+        """The inverse of :meth:`noise_level`. A level beyond the path's own gives a time above 1, or 1 on a table."""
+        return _evaluate(self._time, noise_level)
+
+    def log_snr(self, t: Time) -> Time:
+        """``-2 log noise_level(t)``: inf at ``t = 0``, -inf where alpha is 0."""
+        return _evaluate(lambda u: -2 * torch.log(self._noise_level(u)), t)
+
+    @property
+    def prior_std(self) -> float:
+        """``sigma(1)``: sampling starts from normal(0, prior_std^2)."""
+        return self.sigma(1.0)
+
+    def perturb(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
+        """``alpha(t) x0 + sigma(t) noise``.
+
+        ``x0`` and ``noise`` are ``(B, ...)``, ``t`` a number or ``(B,)``. Computed in float32 at least, returned
+        in ``x0``'s dtype. Raises InputError where the shapes do not fit.
+        """
+        if x0.shape != noise.shape:
+            raise InputError(f"noise: shape {tuple(noise.shape)} does not fit x0 of shape {tuple(x0.shape)}")
+        dtype = working_dtype(x0, noise)
+        clean, eps = x0.to(dtype), noise.to(dtype)
+        alpha, sigma = expand_like(self.alpha(t), clean), expand_like(self.sigma(t), clean)
+        return (alpha * clean + sigma * eps).to(x0.dtype)
+
+    def to_config(self) -> dict[str, Any]:
+        """A JSON-safe description that :meth:`from_config` reads."""
+        return {"path": self.name, **self._options()}
+
+    @staticmethod
+    def from_config(config: dict[str, Any]) -> "Path":
+        """Build the path that ``config`` describes; raises InputError for an unknown name or option."""
+        options = dict(config)
+        cls = PATHS[check_choice("path", options.pop("path", None), PATHS)]
+        known = cls.option_names
+        for key in options:
+            if key not in known:
+                raise InputError(
+                    f"path {cls.name!r}: option {key!r} is not known{nearest(key, known)}; "
+                    f"allowed: {', '.join(known) or 'none'}"
+                )
+        return cls(**options)
+
+    option_names: ClassVar[tuple[str, ...]] = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Path) and self.to_config() == other.to_config()
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(self.to_config(), sort_keys=True))
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{key}={value!r}" for key, value in self._options().items())
+        return f"{type(self).__name__}({options})"
+
+
+class LinearPath(Path):
+    """Rectified flow: ``x = (1 - tau) x0 + tau eps`` with ``tau = shift t / (1 + (shift - 1) t)``.
+
+    ``shift`` (default 1) moves the grid towards noise, as Stable Diffusion 3 does (Esser et al. 2024, eq. 23).
+    """
+
+    name = "linear"
+    option_names = ("shift",)
+
+    def __init__(self, shift: float = 1.0) -> None:
+        self.shift = float(check_number("shift", shift, above=0))
+
+    def _options(self) -> dict[str, Any]:
+        return {"shift": self.shift}
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return (1 - t) / (1 + (self.shift - 1) * t)
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return self.shift * t / (1 + (self.shift - 1) * t)
+
+    def _alpha_dot(self, t: Tensor) -> Tensor:
+        return -self._sigma_dot(t)
+
+    def _sigma_dot(self, t: Tensor) -> Tensor:
+        return self.shift / (1 + (self.shift - 1) * t) ** 2
+
+    def _noise_level(self, t: Tensor) -> Tensor:
+        return self.shift * t / (1 - t)
+
+    def _time(self, level: Tensor) -> Tensor:
+        return 1 / (1 + self.shift / level)  # right at both ends: 0 for level 0, 1 for level inf
+
+
+class TrigonometricPath(Path):
+    """``x = cos(pi t / 2) x0 + sin(pi t / 2) eps`` (the generalised VP path of SiT, Ma et al. 2024)."""
+
+    name = "trigonometric"
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return torch.sin(HALF_PI * (1 - t))  # exactly 0 at t = 1, which cos(pi / 2) is not
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return torch.sin(HALF_PI * t)
+
+    def _alpha_dot(self, t: Tensor) -> Tensor:
+        return -HALF_PI * self._sigma(t)
+
+    def _sigma_dot(self, t: Tensor) -> Tensor:
+        return HALF_PI * self._alpha(t)
+
+    def _time(self, level: Tensor) -> Tensor:
+        return torch.atan(level) / HALF_PI
+
+
+class EDMPath(Path):
+    """Variance exploding: ``x = x0 + sigma_max t eps`` (Karras et al. 2022; their sigma_max is 80)."""
+
+    name = "edm"
+    option_names = ("sigma_max",)
+
+    def __init__(self, sigma_max: float = 80.0) -> None:
+        self.sigma_max = float(check_number("sigma_max", sigma_max, above=0))
+
+    def _options(self) -> dict[str, Any]:
+        return {"sigma_max": self.sigma_max}
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_max * t
+
+    def _alpha_dot(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def _sigma_dot(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.sigma_max)
+
+    def _time(self, level: Tensor) -> Tensor:
+        return level / self.sigma_max
+
+
+class VPPath(Path):
+    """Variance preserving, ``alpha^2 + sigma^2 = 1``; made by one of the four constructors below."""
+
+    num_train_timesteps: int | None = None  # a table's length; None on a continuous path
+
+    @staticmethod
+    def linear(beta_min: float = 0.1, beta_max: float = 20.0) -> "VPLinearPath":
+        """``beta(t) = beta_min + t (beta_max - beta_min)``, ``alpha = exp(-1/2 int beta)`` (Song et al. 2021)."""
+        return VPLinearPath(beta_min, beta_max)
+
+    @staticmethod
+    def scaled_linear(beta_min: float = 0.85, beta_max: float = 12.0) -> "VPScaledLinearPath":
+        """``sqrt(beta)`` linear in t; the defaults are Stable Diffusion's betas times its 1000 steps."""
+        return VPScaledLinearPath(beta_min, beta_max)
+
+    @staticmethod
+    def cosine(offset: float = 0.008) -> "VPCosinePath":
+        """``alpha = cos(theta(t)) / cos(theta(0))``, ``theta = pi/2 (t + offset)/(1 + offset)`` (Nichol 2021)."""
+        return VPCosinePath(offset)
+
+    @staticmethod
+    def from_alphas_cumprod(table: Sequence[float] | np.ndarray | Tensor) -> "VPTablePath":
+        """A discrete schedule of N values of ``alpha^2``; see :class:`VPTablePath`."""
+        return VPTablePath(table)
+
+
+class _BetaPath(VPPath):
+    """A VP path given by ``beta(t)`` and its integral from 0 to t."""
+
+    option_names = ("beta_min", "beta_max")
+
+    def __init__(self, beta_min: float, beta_max: float) -> None:
+        self.beta_min = float(check_number("beta_min", beta_min, above=0))
+        self.beta_max = float(check_number("beta_max", beta_max, at_least=self.beta_min))
+
+    def _options(self) -> dict[str, Any]:
+        return {"beta_min": self.beta_min, "beta_max": self.beta_max}
+
+    @abstractmethod
+    def _beta(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _integral(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _integral_inverse(self, value: Tensor) -> Tensor: ...
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-self._integral(t) / 2)
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(-self._integral(t)))
+
+    def _alpha_dot(self, t: Tensor) -> Tensor:
+        return -self._beta(t) / 2 * self._alpha(t)
+
+    def _sigma_dot(self, t: Tensor) -> Tensor:
+        return self._beta(t) / 2 * torch.exp(-self._integral(t)) / self._sigma(t)
+
+    def _noise_level(self, t: Tensor) -> Tensor:
+        return torch.sqrt(torch.expm1(self._integral(t)))
+
+    def _time(self, level: Tensor) -> Tensor:
+        # log(1 + level^2), written so that the square of a huge level does not overflow
+        large = 2 * torch.log(level.clamp(min=1)) + torch.log1p(level.clamp(min=1) ** -2)
+        return self._integral_inverse(torch.where(level > 1, large, torch.log1p(level.clamp(max=1) ** 2)))
+
+
+class VPLinearPath(_BetaPath):
+    """See :meth:`VPPath.linear`."""
+
+    name = "vp_linear"
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
+        super().__init__(beta_min, beta_max)
+
+    def _beta(self, t: Tensor) -> Tensor:
+        return self.beta_min + (self.beta_max - self.beta_min) * t
+
+    def _integral(self, t: Tensor) -> Tensor:
+        return t * (self.beta_min + (self.beta_max - self.beta_min) / 2 * t)
+
+    def _integral_inverse(self, value: Tensor) -> Tensor:
+        slope = self.beta_max - self.beta_min
+        root = torch.sqrt(self.beta_min**2 + 2 * slope * value)
+        return torch.where(torch.isinf(value), value, 2 * value / (self.beta_min + root))
+
+
+class VPScaledLinearPath(_BetaPath):
+    """See :meth:`VPPath.scaled_linear`."""
+
+    name = "vp_scaled_linear"
+
+    def __init__(self, beta_min: float = 0.85, beta_max: float = 12.0) -> None:
+        super().__init__(beta_min, beta_max)
+        self._first = math.sqrt(self.beta_min)
+        self._slope = math.sqrt(self.beta_max) - self._first
+
+    def _beta(self, t: Tensor) -> Tensor:
+        return (self._first + self._slope * t) ** 2
+
+    def _integral(self, t: Tensor) -> Tensor:
+        root = self._first + self._slope * t
+        return t * (root**2 + root * self._first + self._first**2) / 3
+
+    def _integral_inverse(self, value: Tensor) -> Tensor:
+        root = (self._first**3 + 3 * self._slope * value) ** (1 / 3)
+        time = 3 * value / (root**2 + root * self._first + self._first**2)
+        return torch.where(torch.isinf(value), value, time)
+
+
+class VPCosinePath(VPPath):
+    """See :meth:`VPPath.cosine`."""
+
+    name = "vp_cosine"
+    option_names = ("offset",)
+
+    def __init__(self, offset: float = 0.008) -> None:
+        self.offset = float(check_number("offset", offset, above=0))
+        self._rate = HALF_PI / (1 + self.offset)
+        self._start = self._rate * self.offset  # theta(0)
+
+    def _options(self) -> dict[str, Any]:
+        return {"offset": self.offset}
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return torch.sin(self._rate * (1 - t)) / math.cos(self._start)
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        # cos(a)^2 - cos(b)^2 = sin(b - a) sin(b + a): no cancellation near t = 0
+        product = torch.sin(self._rate * t) * torch.sin(self._rate * t + 2 * self._start)
+        return torch.sqrt(product.clamp(min=0)) / math.cos(self._start)
+
+    def _alpha_dot(self, t: Tensor) -> Tensor:
+        return -self._rate * torch.cos(self._rate * (1 - t)) / math.cos(self._start)
+
+    def _sigma_dot(self, t: Tensor) -> Tensor:
+        return -self._alpha(t) * self._alpha_dot(t) / self._sigma(t)
+
+    def _time(self, level: Tensor) -> Tensor:
+        theta = torch.atan(torch.sqrt(level**2 + math.sin(self._start) ** 2) / math.cos(self._start))
+        small = level.clamp(max=1) ** 2  # below level 1 the difference theta - start is formed without cancellation
+        sine = small / (1 + small) * math.cos(self._start) ** 2 / torch.sin(theta + self._start)
+        return torch.where(level < 1, torch.asin(sine.clamp(max=1)), theta - self._start) / self._rate
+
+
+class VPTablePath(VPPath):
+    """A discrete VP schedule of N values of ``alpha^2`` (``alphas_cumprod``), made continuous.
+
+    Knot ``i`` (0 to N - 1) stands at ``t = (i + 1) / N``, so the network's timestep is ``N t - 1``, and ``t = 0`` is
+    clean data. Between knots the log of the noise level is linear in t, as diffusers interpolates it. Before the
+    first knot, and in a last interval that ends in ``alpha = 0`` (zero terminal SNR), where that log is infinite,
+    ``atan(noise_level)`` is linear instead. Raises InputError unless the values fall strictly inside (0, 1); the
+    last may be 0.
+    """
+
+    name = "vp_table"
+    option_names = ("alphas_cumprod",)
+
+    def __init__(self, alphas_cumprod: Sequence[float] | np.ndarray | Tensor) -> None:
+        table = torch.as_tensor(alphas_cumprod).detach().cpu().double().clone()
+        if table.ndim != 1 or len(table) < 2:
+            raise InputError(f"alphas_cumprod: shape {tuple(table.shape)}; allowed: one dimension, two values or more")
+        falling = bool((table[1:] < table[:-1]).all())
+        if not (falling and bool(table[0] < 1) and bool(table[-1] >= 0)):
+            raise InputError("alphas_cumprod: allowed: values in (0, 1) that fall strictly; only the last may be 0")
+        self.num_train_timesteps = len(table)
+        self._table = table
+        self._log_levels = (torch.log1p(-table) - torch.log(table)) / 2
+        self._ends_in_noise = bool(table[-1] == 0)
+        angles = torch.atan(torch.exp(self._log_levels))
+        self._first_angle = angles[0].item()
+        self._last_angle = torch.atan(torch.exp(-self._log_levels[-2])).item()  # from pi/2, at the last knot but one
+
+    def _options(self) -> dict[str, Any]:
+        return {"alphas_cumprod": self._table.tolist()}
+
+    def __repr__(self) -> str:
+        return f"VPTablePath(<{self.num_train_timesteps} values>)"
+
+    def _angles(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The angle ``atan(noise_level)``, its complement to pi/2 (each accurate near its 0), and its t-derivative."""
+        count = self.num_train_timesteps
+        position = t * count
+        interval = position.floor().clamp(0, count - 1).long()
+        levels = self._log_levels.to(t.device)
+        right = interval.clamp(1, count - 1 - self._ends_in_noise)  # intervals without a finite log are replaced below
+        left, slope = levels[right - 1], levels[right] - levels[right - 1]
+        log_level = left + slope * (position - right)
+        angle, rest = torch.atan(torch.exp(log_level)), torch.atan(torch.exp(-log_level))
+        rate = count * slope * torch.sin(angle) * torch.cos(angle)
+
+        first = interval == 0
+        angle = torch.where(first, self._first_angle * position, angle)
+        rest = torch.where(first, HALF_PI - self._first_angle * position, rest)
+        rate = torch.where(first, torch.full_like(rate, self._first_angle * count), rate)
+        if self._ends_in_noise:
+            last = interval == count - 1
+            rest = torch.where(last, self._last_angle * (count - position), rest)
+            angle = torch.where(last, HALF_PI - rest, angle)
+            rate = torch.where(last, torch.full_like(rate, self._last_angle * count), rate)
+        return angle, rest, rate
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return torch.sin(self._angles(t)[1])
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return torch.sin(self._angles(t)[0])
+
+    def _alpha_dot(self, t: Tensor) -> Tensor:
+        angle, _, rate = self._angles(t)
+        return -torch.sin(angle) * rate
+
+    def _sigma_dot(self, t: Tensor) -> Tensor:
+        _, rest, rate = self._angles(t)
+        return torch.sin(rest) * rate
+
+    def _time(self, level: Tensor) -> Tensor:
+        count = self.num_train_timesteps
+        levels = self._log_levels.to(level.device)
+        log_level = torch.log(level)
+        interval = torch.searchsorted(levels, log_level.contiguous()).clamp(max=count - 1)
+        right = interval.clamp(1, count - 1 - self._ends_in_noise)
+        position = right + (log_level - levels[right - 1]) / (levels[right] - levels[right - 1])
+        position = torch.where(interval == 0, torch.atan(level) / self._first_angle, position)
+        if self._ends_in_noise:
+            position = torch.where(interval == count - 1, count - torch.atan(1 / level) / self._last_angle, position)
+        return position.clamp(max=count) / count
+
+
+PATHS: dict[str, type[Path]] = {
+    cls.name: cls
+    for cls in (LinearPath, VPLinearPath, VPScaledLinearPath, VPCosinePath, VPTablePath, EDMPath, TrigonometricPath)
+}
