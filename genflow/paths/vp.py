@@ -1,262 +1,20 @@
-"""Gaussian paths between data and noise: ``x_t = alpha(t) * x0 + sigma(t) * eps``.
+"""Variance-preserving paths: from a continuous beta schedule, the cosine schedule, or a table of alphas_cumprod."""
 
-Time runs from ``t = 0`` (data) to ``t = 1`` (noise). Every coefficient is a closed form evaluated in float64;
-it takes a number, a NumPy array or a torch tensor and gives back the same kind (a tensor on a device without
-float64, such as mps, comes back in float32). Nothing here knows of models or of diffusers.
-"""
-
-import json
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeVar
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from genflow.errors import InputError, check_choice, check_number, nearest
+from genflow.errors import InputError, check_number
+from genflow.paths.base import Path
 
-__all__ = [
-    "PATHS",
-    "EDMPath",
-    "LinearPath",
-    "Path",
-    "TrigonometricPath",
-    "VPCosinePath",
-    "VPLinearPath",
-    "VPPath",
-    "VPScaledLinearPath",
-    "VPTablePath",
-    "expand_like",
-    "working_dtype",
-]
+__all__ = ["VPCosinePath", "VPLinearPath", "VPPath", "VPScaledLinearPath", "VPTablePath"]
 
-Time = TypeVar("Time", float, np.ndarray, Tensor)
 HALF_PI = math.pi / 2
-
-
-def _evaluate(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Apply a float64 tensor function to a number, an array or a tensor, and return the same kind."""
-    if isinstance(value, Tensor):
-        if value.device.type == "mps":
-            return function(value.detach().cpu().double()).float().to(value.device)
-        return function(value.double())
-    if isinstance(value, np.ndarray):
-        return function(torch.as_tensor(value.astype(np.float64))).numpy()
-    if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
-        return function(torch.tensor(float(value), dtype=torch.float64)).item()
-    raise InputError(f"time: got {type(value).__name__}; allowed: a number, a NumPy array or a torch tensor")
-
-
-def working_dtype(*tensors: Tensor) -> torch.dtype:
-    """The dtype for arithmetic on ``tensors``: their promoted dtype, and float32 at least."""
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
-
-
-def expand_like(coefficient: float | Tensor, x: Tensor) -> float | Tensor:
-    """Make a number or a ``(B,)`` tensor broadcast over ``x`` of shape ``(B, ...)``, on ``x``'s device.
-
-    A number stays a number. A tensor comes back in ``working_dtype(x)``. Raises InputError for another shape.
-    """
-    if not isinstance(coefficient, Tensor):
-        return coefficient
-    if coefficient.ndim > 1 or (coefficient.ndim == 1 and coefficient.shape[0] not in (1, x.shape[0])):
-        raise InputError(
-            f"time: shape {tuple(coefficient.shape)} does not fit x of shape {tuple(x.shape)}; "
-            f"allowed: a scalar or ({x.shape[0]},)"
-        )
-    shape = (-1,) + (1,) * (x.ndim - 1) if coefficient.ndim else ()
-    return coefficient.to(device=x.device, dtype=working_dtype(x)).reshape(shape)
-
-
-class Path(ABC):
-    """A Gaussian path. Subclasses give float64 tensor forms of the coefficients; equality is by configuration."""
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def _alpha(self, t: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def _sigma(self, t: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def _alpha_dot(self, t: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def _sigma_dot(self, t: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def _time(self, level: Tensor) -> Tensor: ...
-
-    def _noise_level(self, t: Tensor) -> Tensor:
-        return self._sigma(t) / self._alpha(t)
-
-    def _options(self) -> dict[str, Any]:
-        return {}
-
-    def alpha(self, t: Time) -> Time:
-        """Weight of the data in ``x_t``; ``alpha(0) = 1``."""
-        return _evaluate(self._alpha, t)
-
-    def sigma(self, t: Time) -> Time:
-        """Weight of the noise in ``x_t``; ``sigma(0) = 0``."""
-        return _evaluate(self._sigma, t)
-
-    def alpha_dot(self, t: Time) -> Time:
-        """``d alpha / dt``."""
-        return _evaluate(self._alpha_dot, t)
-
-    def sigma_dot(self, t: Time) -> Time:
-        """``d sigma / dt``; infinite at ``t = 0`` on continuous VP paths, where sigma starts as ``sqrt(t)``."""
-        return _evaluate(self._sigma_dot, t)
-
-    def noise_level(self, t: Time) -> Time:
-        """``sigma / alpha``, EDM's sigma: the axis on which all Gaussian paths agree; inf where alpha is 0."""
-        return _evaluate(self._noise_level, t)
-
-    def time(self, noise_level: Time) -> Time:
-        """The inverse of :meth:`noise_level`. A level beyond the path's own gives a time above 1, or 1 on a table."""
-        return _evaluate(self._time, noise_level)
-
-    def log_snr(self, t: Time) -> Time:
-        """``-2 log noise_level(t)``: inf at ``t = 0``, -inf where alpha is 0."""
-        return _evaluate(lambda u: -2 * torch.log(self._noise_level(u)), t)
-
-    @property
-    def prior_std(self) -> float:
-        """``sigma(1)``: sampling starts from normal(0, prior_std^2)."""
-        return self.sigma(1.0)
-
-    def perturb(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
-        """``alpha(t) x0 + sigma(t) noise``.
-
-        ``x0`` and ``noise`` are ``(B, ...)``, ``t`` a number or ``(B,)``. Computed in float32 at least, returned
-        in ``x0``'s dtype. Raises InputError where the shapes do not fit.
-        """
-        if x0.shape != noise.shape:
-            raise InputError(f"noise: shape {tuple(noise.shape)} does not fit x0 of shape {tuple(x0.shape)}")
-        dtype = working_dtype(x0, noise)
-        clean, eps = x0.to(dtype), noise.to(dtype)
-        alpha, sigma = expand_like(self.alpha(t), clean), expand_like(self.sigma(t), clean)
-        return (alpha * clean + sigma * eps).to(x0.dtype)
-
-    def to_config(self) -> dict[str, Any]:
-        """A JSON-safe description that :meth:`from_config` reads."""
-        return {"path": self.name, **self._options()}
-
-    @staticmethod
-    def from_config(config: dict[str, Any]) -> "Path":
-        """Build the path that ``config`` describes; raises InputError for an unknown name or option."""
-        options = dict(config)
-        cls = PATHS[check_choice("path", options.pop("path", None), PATHS)]
-        known = cls.option_names
-        for key in options:
-            if key not in known:
-                raise InputError(
-                    f"path {cls.name!r}: option {key!r} is not known{nearest(key, known)}; "
-                    f"allowed: {', '.join(known) or 'none'}"
-                )
-        return cls(**options)
-
-    option_names: ClassVar[tuple[str, ...]] = ()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Path) and self.to_config() == other.to_config()
-
-    def __hash__(self) -> int:
-        return hash(json.dumps(self.to_config(), sort_keys=True))
-
-    def __repr__(self) -> str:
-        options = ", ".join(f"{key}={value!r}" for key, value in self._options().items())
-        return f"{type(self).__name__}({options})"
-
-
-class LinearPath(Path):
-    """Rectified flow: ``x = (1 - tau) x0 + tau eps`` with ``tau = shift t / (1 + (shift - 1) t)``.
-
-    ``shift`` (default 1) moves the grid towards noise, as Stable Diffusion 3 does (Esser et al. 2024, eq. 23).
-    """
-
-    name = "linear"
-    option_names = ("shift",)
-
-    def __init__(self, shift: float = 1.0) -> None:
-        self.shift = float(check_number("shift", shift, above=0))
-
-    def _options(self) -> dict[str, Any]:
-        return {"shift": self.shift}
-
-    def _alpha(self, t: Tensor) -> Tensor:
-        return (1 - t) / (1 + (self.shift - 1) * t)
-
-    def _sigma(self, t: Tensor) -> Tensor:
-        return self.shift * t / (1 + (self.shift - 1) * t)
-
-    def _alpha_dot(self, t: Tensor) -> Tensor:
-        return -self._sigma_dot(t)
-
-    def _sigma_dot(self, t: Tensor) -> Tensor:
-        return self.shift / (1 + (self.shift - 1) * t) ** 2
-
-    def _noise_level(self, t: Tensor) -> Tensor:
-        return self.shift * t / (1 - t)
-
-    def _time(self, level: Tensor) -> Tensor:
-        return 1 / (1 + self.shift / level)  # right at both ends: 0 for level 0, 1 for level inf
-
-
-class TrigonometricPath(Path):
-    """``x = cos(pi t / 2) x0 + sin(pi t / 2) eps`` (the generalised VP path of SiT, Ma et al. 2024)."""
-
-    name = "trigonometric"
-
-    def _alpha(self, t: Tensor) -> Tensor:
-        return torch.sin(HALF_PI * (1 - t))  # exactly 0 at t = 1, which cos(pi / 2) is not
-
-    def _sigma(self, t: Tensor) -> Tensor:
-        return torch.sin(HALF_PI * t)
-
-    def _alpha_dot(self, t: Tensor) -> Tensor:
-        return -HALF_PI * self._sigma(t)
-
-    def _sigma_dot(self, t: Tensor) -> Tensor:
-        return HALF_PI * self._alpha(t)
-
-    def _time(self, level: Tensor) -> Tensor:
-        return torch.atan(level) / HALF_PI
-
-
-class EDMPath(Path):
-    """Variance exploding: ``x = x0 + sigma_max t eps`` (Karras et al. 2022; their sigma_max is 80)."""
-
-    name = "edm"
-    option_names = ("sigma_max",)
-
-    def __init__(self, sigma_max: float = 80.0) -> None:
-        self.sigma_max = float(check_number("sigma_max", sigma_max, above=0))
-
-    def _options(self) -> dict[str, Any]:
-        return {"sigma_max": self.sigma_max}
-
-    def _alpha(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
-
-    def _sigma(self, t: Tensor) -> Tensor:
-        return self.sigma_max * t
-
-    def _alpha_dot(self, t: Tensor) -> Tensor:
-        return torch.zeros_like(t)
-
-    def _sigma_dot(self, t: Tensor) -> Tensor:
-        return torch.full_like(t, self.sigma_max)
-
-    def _time(self, level: Tensor) -> Tensor:
-        return level / self.sigma_max
 
 
 class VPPath(Path):
@@ -293,9 +51,6 @@ class _BetaPath(VPPath):
     def __init__(self, beta_min: float, beta_max: float) -> None:
         self.beta_min = float(check_number("beta_min", beta_min, above=0))
         self.beta_max = float(check_number("beta_max", beta_max, at_least=self.beta_min))
-
-    def _options(self) -> dict[str, Any]:
-        return {"beta_min": self.beta_min, "beta_max": self.beta_max}
 
     @abstractmethod
     def _beta(self, t: Tensor) -> Tensor: ...
@@ -380,9 +135,6 @@ class VPCosinePath(VPPath):
         self.offset = float(check_number("offset", offset, above=0))
         self._rate = HALF_PI / (1 + self.offset)
         self._start = self._rate * self.offset  # theta(0)
-
-    def _options(self) -> dict[str, Any]:
-        return {"offset": self.offset}
 
     def _alpha(self, t: Tensor) -> Tensor:
         return torch.sin(self._rate * (1 - t)) / math.cos(self._start)
@@ -487,9 +239,3 @@ class VPTablePath(VPPath):
         if self._ends_in_noise:
             position = torch.where(interval == count - 1, count - torch.atan(1 / level) / self._last_angle, position)
         return position.clamp(max=count) / count
-
-
-PATHS: dict[str, type[Path]] = {
-    cls.name: cls
-    for cls in (LinearPath, VPLinearPath, VPScaledLinearPath, VPCosinePath, VPTablePath, EDMPath, TrigonometricPath)
-}
