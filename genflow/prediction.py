@@ -13,7 +13,7 @@ from torch import Tensor
 from genflow.errors import InputError, check_choice
 from genflow.paths import Path, expand_like, working_dtype
 
-__all__ = ["KINDS", "PREDICTION_TYPES", "Prediction", "convert"]
+__all__ = ["KINDS", "PREDICTION_TYPES", "Prediction", "convert", "target"]
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
 """What a network may predict, in diffusers' own names."""
@@ -92,6 +92,18 @@ def convert(value: Tensor, source: str, target: str, x: Tensor, path: Path, t: f
     not fit, or a time where the source does not determine the target (epsilon gives no x0 where alpha is 0).
     """
     return Prediction(value, source, x, path, t).to(target)
+
+
+def target(kind: str, x0: Tensor, noise: Tensor, path: Path, t: float | Tensor) -> Tensor:
+    """What a network that predicts ``kind`` should answer at ``alpha x0 + sigma noise``: its training target.
+
+    ``x0`` and ``noise`` have one shape ``(B, ...)``; ``t`` is a number or ``(B,)``. Formed from the pair itself, so
+    nothing cancels near the data as it would by way of the state. Raises InputError for an unknown kind.
+    """
+    check_choice("prediction kind", kind, KINDS)
+    scale, p, q = _Coefficients(path, t).row(kind)
+    dtype = working_dtype(x0, noise)
+    return _combine(x0.to(dtype), noise.to(dtype), p / scale, q / scale)
 
 
 class Prediction:

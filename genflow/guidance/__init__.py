@@ -1,0 +1,25 @@
+"""Guidance rules in x0 space, and the model that applies them."""
+
+from typing import Any
+
+from genflow.errors import InputError, check_choice, nearest
+from genflow.guidance.base import Guidance
+from genflow.guidance.cfg import CFG
+from genflow.guidance.guided import GuidedModel
+
+__all__ = ["CFG", "GUIDANCES", "Guidance", "GuidedModel", "create_guidance"]
+
+GUIDANCES: dict[str, type[Guidance]] = {cls.name: cls for cls in (CFG,)}
+"""Every guidance by its name."""
+
+
+def create_guidance(name: str, **options: Any) -> Guidance:
+    """The guidance called ``name``; raises InputError for a name or an option it does not know."""
+    cls = GUIDANCES[check_choice("guidance", name, GUIDANCES)]
+    for option in options:
+        if option not in cls.option_names:
+            raise InputError(
+                f"guidance {name!r}: option {option!r} is not known{nearest(option, cls.option_names)}; "
+                f"allowed: {', '.join(cls.option_names)}"
+            )
+    return cls(**options)
