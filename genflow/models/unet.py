@@ -167,9 +167,7 @@ class LeanUNet2DModel(ModelMixin, ConfigMixin):
         self.downsamplers = nn.ModuleList(
             nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths, widths[1:], strict=False)
         )
-        self.upsamplers = nn.ModuleList(
-            nn.Conv2d(b, a, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.upsamplers = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False))
         self.up_levels = nn.ModuleList(
             level(2 * w, w, n, h) for w, n, h in zip(widths[:-1], depths[:-1], heads[:-1], strict=True)
         )
@@ -191,7 +189,9 @@ class LeanUNet2DModel(ModelMixin, ConfigMixin):
             InputError: labels missing or unexpected.
         """
         if (class_labels is None) != (self.class_embed is None):
-            need = "missing: this network is class-conditional" if class_labels is None else "given to a network without"
+            need = (
+                "missing: this network is class-conditional" if class_labels is None else "given to a network without"
+            )
             raise InputError(f"class_labels: {need} (num_classes={self.config.num_classes})")
 
         batch, _, height, width = sample.shape

@@ -1,0 +1,76 @@
+"""From a trained network to pictures and to a pipeline in diffusers' layout."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from genflow.errors import InputError, nearest
+from genflow.files import atomic_folder
+from genflow.images import to_pil
+from genflow.paths import Path as GaussianPath
+from genflow.schedulers.families import BetaFamily, EDMFamily, Family, FlowFamily
+from genflow.training.data import ImageData
+from genflow.training.recipe import Recipe
+from genflow.training.records import save_grid
+
+if TYPE_CHECKING:
+    from genflow.pipelines import ImagePipeline
+
+__all__ = ["build_pipeline", "sample_grid", "save_pipeline", "training_path"]
+
+_FAMILIES: dict[str, type[Family]] = {"linear": FlowFamily, "vp": BetaFamily, "edm": EDMFamily}
+_PREDICTIONS = {"velocity": "flow_prediction", "edm": "epsilon"}  # EDM's own network is diffusers' "epsilon"
+_GRID_ROWS = 8
+
+
+def _family(recipe: Recipe) -> Family:
+    """The recipe's path as diffusers' scheduler configs describe it."""
+    cls, options, objective = _FAMILIES[recipe.path.type], recipe.path.options, recipe.objective.type
+    known = [key for key in cls.defaults if key != "prediction_type"]
+    for key in options:
+        if key not in known:
+            raise InputError(f"path.options: unknown key {key!r}{nearest(key, known)}; known: {', '.join(known)}")
+    return cls({**options, "prediction_type": _PREDICTIONS.get(objective, objective)})
+
+
+def training_path(recipe: Recipe) -> GaussianPath:
+    """The Gaussian path that ``recipe`` trains on: the one its finished scheduler will sample on."""
+    return _family(recipe).path
+
+
+def build_pipeline(network: nn.Module, recipe: Recipe, data: ImageData) -> "ImagePipeline":
+    """The pipeline that samples ``network`` with the recipe's defaults."""
+    from genflow.pipelines import ImagePipeline
+    from genflow.schedulers import RectifiedFlowScheduler
+
+    sampling = recipe.sampling
+    scheduler = RectifiedFlowScheduler.from_config(_family(recipe).config, solver=sampling.scheduler)
+    return ImagePipeline(
+        unet=network,
+        scheduler=scheduler,
+        class_names=list(data.class_names) if data.class_names else None,
+        default_steps=sampling.steps,
+        default_guidance_scale=sampling.guidance_scale,
+        default_guidance_interval=list(sampling.guidance_interval) if sampling.guidance_interval else None,
+    )
+
+
+def sample_grid(network: nn.Module, recipe: Recipe, data: ImageData, path: Path) -> None:
+    """A sheet of samples, one class a column, from seeds that never change, so that sheets compare."""
+    columns = min(data.num_classes, 16) if data.num_classes else _GRID_ROWS
+    count = _GRID_ROWS * columns
+    pipeline = build_pipeline(network, recipe, data)
+    pipeline.set_progress_bar_config(disable=True)
+    labels = [index % columns for index in range(count)] if data.num_classes else None
+    generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
+    images = pipeline(class_labels=labels, batch_size=count, generator=generators, output_type="pt").images
+    save_grid(to_pil(images * 2 - 1), path, columns)
+
+
+def save_pipeline(network: nn.Module, recipe: Recipe, data: ImageData, folder: Path) -> None:
+    """Write the pipeline to ``folder``, whole or not at all."""
+    pipeline = build_pipeline(network, recipe, data)
+    with atomic_folder(folder) as temporary:
+        pipeline.save_pretrained(temporary, safe_serialization=True)

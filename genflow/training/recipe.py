@@ -1,0 +1,222 @@
+"""Recipes: everything that decides a training run, read from YAML and checked by name before any work starts."""
+
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from genflow.errors import InputError, nearest
+
+__all__ = ["Recipe", "load_recipe"]
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSection(_Section):
+    """Where the images come from; see :func:`genflow.training.load_images`."""
+
+    source: str = Field(description="fashion-mnist, a folder, an .npz/.npy, an IDX file or a data set's id")
+    split: Literal["train", "test"] = "train"
+    flip: bool = Field(False, description="mirror half of the images left to right")
+
+
+class NetworkSection(_Section):
+    """Which network; ``options`` go to its constructor as they are."""
+
+    type: Literal["lean-unet", "unet2d", "dit"] = "lean-unet"
+    options: dict[str, Any] = {}
+
+
+class PathSection(_Section):
+    """Which Gaussian path; ``options`` are the keys of diffusers' scheduler configs (beta_schedule, sigma_max ...)."""
+
+    type: Literal["linear", "vp", "edm"] = "linear"
+    options: dict[str, Any] = {}
+
+
+class ObjectiveSection(_Section):
+    """What the network learns, and how training times are drawn; see :mod:`genflow.training.objectives`."""
+
+    type: Literal["velocity", "epsilon", "sample", "v_prediction", "edm"] = "velocity"
+    times: Literal["logit-normal", "uniform", "log-normal"] = "logit-normal"
+    times_mean: float = 0.0
+    times_std: Positive = 1.0
+    label_dropout: Fraction = 0.1
+
+
+class OptimizerSection(_Section):
+    """A torch optimizer by name; biases, norms and embeddings get no weight decay."""
+
+    name: Literal["adamw", "adam", "radam", "sgd"] = "adamw"
+    lr: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    options: dict[str, Any] = {}
+
+
+class ScheduleSection(_Section):
+    """The learning rate: linear warm-up, then a cosine to ``final`` times the peak, or constant."""
+
+    warmup_steps: Annotated[int, Field(ge=0)] = 500
+    decay: Literal["cosine", "constant"] = "cosine"
+    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class EMASection(_Section):
+    """Averaged weights: decay at step n is ``min(decay, 1 - (1 + n)^-power)`` (diffusers' warm-up)."""
+
+    decay: Fraction = 0.9999
+    power: Positive = 0.75
+
+
+class BudgetSection(_Section):
+    """When training ends: after so many images, or so many minutes of this process's CPU time."""
+
+    images: Count | None = None
+    cpu_minutes: Positive | None = None
+
+
+class LogSection(_Section):
+    """What is written while training, and how often."""
+
+    every_steps: Count = 50
+    checkpoint_every_steps: Count = 500
+    keep_checkpoints: Count = 2
+    sample_every_steps: Annotated[int, Field(ge=0)] = Field(2000, description="0: no sample grids")
+
+
+class SamplingSection(_Section):
+    """Defaults that the finished pipeline carries, also used for the sample grids."""
+
+    scheduler: Literal["euler", "heun"] = "heun"
+    steps: Count = 18
+    guidance_scale: Annotated[float, Field(ge=0)] = 1.0
+    guidance_interval: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]] | None = Field(
+        None, description="noise levels between which guidance acts"
+    )
+
+
+class Recipe(_Section):
+    """One training run."""
+
+    data: DataSection
+    network: NetworkSection = NetworkSection()
+    path: PathSection = PathSection()
+    objective: ObjectiveSection = ObjectiveSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    ema: EMASection = EMASection()
+    budget: BudgetSection
+    batch_size: Count = Field(128, description="images a step, over all processes and accumulated micro-batches")
+    accumulate: Count = Field(1, description="micro-batches a step")
+    clip_norm: Positive | None = 1.0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    log: LogSection = LogSection()
+    sampling: SamplingSection = SamplingSection()
+
+    def model_post_init(self, _: Any) -> None:
+        if self.budget.images is None and self.budget.cpu_minutes is None:
+            raise InputError("budget: got neither images nor cpu_minutes; allowed: at least one of them")
+        if (self.objective.type == "edm") != (self.path.type == "edm"):
+            raise InputError(
+                f"objective.type: {self.objective.type!r} on the {self.path.type!r} path; "
+                "allowed: edm on the edm path, the others on the other paths"
+            )
+        if (self.objective.times == "log-normal") != (self.path.type == "edm"):
+            raise InputError(
+                f"objective.times: {self.objective.times!r} on the {self.path.type!r} path; "
+                "allowed: log-normal on the edm path, the others on the other paths"
+            )
+        if self.batch_size % self.accumulate:
+            raise InputError(f"accumulate: {self.accumulate} does not divide batch_size {self.batch_size}")
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_recipe(recipe: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
+    """Read a recipe and check it.
+
+    Args:
+        recipe: the name of a shipped one (``assets/recipes/NAME.yaml``), or a YAML file.
+        overrides: ``"optimizer.lr=3e-4"`` and the like; the values are YAML.
+
+    Raises:
+        InputError: no such recipe, broken YAML, an unknown key (with the nearest known one), a value out of range.
+    """
+    path = Path(recipe)
+    if path.suffix not in {".yaml", ".yml"} and not path.exists():
+        from genflow.assets import recipe_path
+
+        path = recipe_path(str(recipe))
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"recipe: {path} cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe: {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"recipe: {path} holds no keys; allowed: {', '.join(Recipe.model_fields)}")
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_describe(error, path)) from error
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set: got {override!r}; allowed: KEY=VALUE, such as optimizer.lr=3e-4")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {key}: {text!r} is not a YAML value") from error
+    if isinstance(value, str):
+        try:  # YAML 1.1 reads 3e-4 as a word, since it wants a dot
+            value = float(value)
+        except ValueError:
+            pass
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"--set {key}: {section!r} is a value, not a section")
+        values = inner
+    values[last] = value
+
+
+def _keys_at(location: tuple[Any, ...]) -> list[str]:
+    """The known keys of the section that ``location`` leads to."""
+    model: Any = Recipe
+    for part in location:
+        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        if field is None:
+            return []
+        model = field.annotation
+        if isinstance(model, types.UnionType):
+            model = next((a for a in typing.get_args(model) if a is not type(None)), model)
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _describe(error: ValidationError, path: Path) -> str:
+    """The first complaint, as one line: the key, what came, what is allowed."""
+    first = error.errors()[0]
+    location = first["loc"]
+    key = ".".join(str(part) for part in location)
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(location[:-1])
+        return f"{path.name}: unknown key {key!r}{nearest(str(location[-1]), known)}; known here: {', '.join(known)}"
+    if first["type"] == "missing":
+        return f"{path.name}: {key!r} is missing"
+    return f"{path.name}: {key}: got {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}"
