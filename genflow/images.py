@@ -11,6 +11,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
+from genflow.errors import InputError
 from genflow.files import atomic_path
 
 __all__ = ["METADATA_KEY", "grid", "read_metadata", "save_png", "to_pil", "to_uint8"]
@@ -54,7 +55,19 @@ def save_png(image: Image.Image, path: str | Path, metadata: dict[str, Any] | No
 
 
 def read_metadata(path: str | Path) -> dict[str, Any] | None:
-    """The ``genflow`` record of a PNG, or None where it has none."""
-    with Image.open(path) as image:
-        text = image.info.get(METADATA_KEY)
-    return json.loads(text) if text else None
+    """The ``genflow`` record of a PNG, or None where it has none.
+
+    Raises:
+        InputError: the file is missing, is no image, or its record is no JSON object.
+    """
+    try:
+        with Image.open(path) as image:
+            text = image.info.get(METADATA_KEY)
+        record = json.loads(text) if text else None
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file") from None
+    except (OSError, SyntaxError, ValueError) as error:  # pillow says SyntaxError of a broken PNG
+        raise InputError(f"{path} cannot be read as an image: {error}") from error
+    if record is not None and not isinstance(record, dict):
+        raise InputError(f"{path}: its {METADATA_KEY} record is not a JSON object")
+    return record

@@ -1,7 +1,7 @@
 """Command-line words to values: seeds, classes, ``key=value`` options. Every refusal is one clear InputError."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -27,7 +27,9 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]+)\s*(?:-\s*([0-9]+)\s*)?", part)
         if not match:
-            raise InputError(f"--seeds: {part.strip()!r} in {text!r} is no seed; allowed: numbers and ranges, as 0-63,100")
+            raise InputError(
+                f"--seeds: {part.strip()!r} in {text!r} is no seed; allowed: numbers and ranges, as 0-63,100"
+            )
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise InputError(f"--seeds: the range {part.strip()} runs backwards; write {last}-{first}")
@@ -50,40 +52,33 @@ def format_seeds(seeds: Iterable[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def parse_classes(text: str, num_classes: int, class_names: Sequence[str] | None = None) -> list[int]:
+def parse_classes(text: str, num_classes: int, names: Mapping[str, int]) -> list[int]:
     """``"sneaker,8"`` to class numbers; ``"all"`` is every class in turn. Ranges of numbers work as in seeds.
 
     Args:
         text: names (case does not matter) and numbers, separated by commas.
         num_classes: how many classes the model knows; numbers run from 0 to ``num_classes - 1``.
-        class_names: the names in order of their numbers, if the model has names.
+        names: the number of each class that has a name.
 
     Raises:
         InputError: an unknown class; the message lists the known ones.
     """
     if text.strip().lower() == "all":
         return list(range(num_classes))
-    known = {name.lower(): number for number, name in reversed(list(enumerate(class_names or [])))}
+    known = {name.lower(): number for name, number in names.items()}
     classes: list[int] = []
     for part in text.split(","):
-        word = part.strip()
+        word = part.strip().lower()
         span = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", word)
-        if word.lower() in known:
-            classes.append(known[word.lower()])
+        if word in known:
+            classes.append(known[word])
         elif span and int(span[1]) <= int(span[2] or span[1]) < num_classes:
             classes.extend(range(int(span[1]), int(span[2] or span[1]) + 1))
         else:
-            raise InputError(f"--classes: {word!r} is not known{nearest(word.lower(), known)}; {_allowed(num_classes, class_names)}")
+            shown = [*list(names)[:20], *(["..."] if len(names) > 20 else []), f"numbers 0 to {num_classes - 1}"]
+            hint = nearest(word, known)
+            raise InputError(f"--classes: {part.strip()!r} is not known{hint}; allowed: {', '.join(shown)}")
     return classes
-
-
-def _allowed(num_classes: int, class_names: Sequence[str] | None) -> str:
-    numbers = f"numbers 0 to {num_classes - 1}"
-    if not class_names:
-        return f"allowed: {numbers}"
-    shown = list(class_names[:20])
-    more = f" and {len(class_names) - 20} more" if len(class_names) > 20 else ""
-    return f"allowed: {', '.join(shown)}{more}, or {numbers}"
 
 
 def parse_options(argument: str, words: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,198 @@
+"""The way from a plan to files: load, plan, batch, make, write. No parsing and no printing.
+
+An image depends on its own seed alone, to rounding: sums inside a network come out differently in the last bits
+when the batch has another shape. With ``exact`` every batch has one fixed shape and each seed one fixed row in it
+(``seed mod rows``), rows without a job being filled with a copy of another; then the bytes do not depend on which
+seeds are made together, nor on ``batch_size``.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from genflow.cli.loading import choose_device, choose_dtype, load_pipeline, model_folder
+from genflow.cli.parsing import format_seeds, parse_classes
+from genflow.cli.plan import Job, Pending, Request, jobs, pending
+from genflow.cli.runners import Runner, make_runner
+from genflow.errors import InputError, check_number
+from genflow.files import output_folder
+from genflow.images import grid, save_png
+
+__all__ = ["GRID_NAME", "Listener", "Result", "batches", "generate", "share_of"]
+
+GRID_NAME = "grid.png"
+_GRID_IMAGES = 256  # more would be a poster
+_EXACT_ROWS = 16
+
+
+class Listener(Protocol):
+    """Told what happens, in the process where it happens."""
+
+    def planned(self, state: Pending, rows: int) -> None:
+        """Before the first image: what is there, what is to be made here, how many a batch."""
+
+    def progress(self, images: float) -> None:
+        """How many images' worth of steps are done, of those to be made here."""
+
+    def image(self, job: Job, made: bool) -> None:
+        """An image stands at its place, made now or kept."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one process did."""
+
+    made: int
+    kept: int
+    others: int
+    """PNG files in the folder that this request did not ask for."""
+    grid: Path | None
+
+
+def share_of(planned: Sequence[Job], index: int, count: int) -> Sequence[Job]:
+    """The jobs of process ``index`` of ``count``: every ``count``-th."""
+    return planned[index::count]
+
+
+def batches(todo: Sequence[Job], rows: int, exact: bool) -> Iterator[list[tuple[Job, bool]]]:
+    """Cut jobs into batches of at most ``rows``; the flag says whether the row's image is wanted.
+
+    With ``exact`` every batch has ``rows`` rows and a job stands in row ``seed % rows``.
+    """
+    if not exact:
+        for start in range(0, len(todo), rows):
+            yield [(job, True) for job in todo[start : start + rows]]
+        return
+    queues: list[list[Job]] = [[] for _ in range(rows)]
+    for job in todo:
+        queues[job.seed % rows].append(job)
+    for level in range(max(map(len, queues), default=0)):
+        present = [queue[level] if level < len(queue) else None for queue in queues]
+        filler = next(job for job in present if job is not None)
+        yield [(job or filler, job is not None) for job in present]
+
+
+def _labels(runner: Runner, text: str | None) -> list[int] | None:
+    if not runner.num_classes:
+        if text is not None:
+            raise InputError("--classes: this model knows no classes")
+        return None
+    return parse_classes(text or "all", runner.num_classes, runner.class_numbers)
+
+
+def _check_prompts(runner: Runner, prompts: Sequence[str]) -> None:
+    if runner.takes_prompt and not prompts:
+        raise InputError("--prompt: this model makes images from text; say what, as in --prompt 'a red boat'")
+    if prompts and not runner.takes_prompt:
+        raise InputError("--prompt: this model takes no text")
+
+
+def generate(
+    request: Request,
+    seeds: Sequence[int],
+    out: Path,
+    listener: Listener,
+    *,
+    classes: str | None = None,
+    prompts: Sequence[str] = (),
+    device: str = "auto",
+    batch_size: int | None = None,
+    with_grid: bool = True,
+    process: tuple[int, int] = (0, 1),
+    barrier: Callable[[], Any] = lambda: None,
+    expected_hash: str | None = None,
+) -> Result:
+    """Make the images that are not in ``out`` yet, and a grid of all.
+
+    Args:
+        request: the model and how to sample it.
+        seeds: one image each.
+        out: the folder; image ``seed`` is ``{seed:06d}.png``.
+        listener: told of the plan, the progress and each image.
+        classes: names and numbers in turn, as ``parse_classes`` reads them; None is all classes in turn.
+        prompts: texts in turn, for pipelines that take them.
+        device: ``auto`` or one of torch's.
+        batch_size: images at once; None chooses by their size. ``exact`` takes its own fixed number.
+        with_grid: whether to write ``grid.png``.
+        process: this process's index and their number; the seeds are split among them.
+        barrier: waits for the other processes before the grid is drawn.
+        expected_hash: the hash of the model that an image to be made again came from.
+
+    Raises:
+        InputError: anything asked for that cannot be, before any image is made.
+        NonFiniteError: the network gave NaN; the message names the step.
+    """
+    if request.steps is not None:
+        check_number("--steps", request.steps, at_least=1, integer=True)
+    if batch_size is not None:
+        check_number("--batch-size", batch_size, at_least=1, integer=True)
+    index, count = process
+    place, dtype = choose_device(device, local_rank=index), choose_dtype(request.dtype)
+    out = output_folder("--out", out)
+    folder = model_folder(request.model)
+    runner = make_runner(load_pipeline(folder, dtype, place), folder)
+    if expected_hash is not None and expected_hash != runner.model_hash:
+        raise InputError(
+            f"--like: the model {request.model!r} is not the one that made the image (now {runner.model_hash}, "
+            f"then {expected_hash}); name the right one, or this one on purpose, with --model"
+        )
+    settings = runner.resolve(request)
+    labels = _labels(runner, classes)
+    _check_prompts(runner, prompts)
+    names = {label: runner.class_name(label) for label in labels or ()}
+    planned = jobs(settings, seeds, out, labels, names, prompts)
+    mine = share_of(planned, index, count)
+    state = pending(mine)
+    rows = min(_EXACT_ROWS, runner.batch_size) if request.exact else batch_size or runner.batch_size
+    listener.planned(state, rows)
+
+    sheet: dict[int, Image.Image] = {}
+    shown = {job.seed for job in planned[:_GRID_IMAGES]} if with_grid and count == 1 else set()
+    for job in state.kept:
+        listener.image(job, made=False)
+    done = 0
+    for batch in batches(state.todo, rows, request.exact):
+        wanted = sum(flag for _, flag in batch)
+        images = runner.images(
+            [job for job, _ in batch],
+            settings,
+            lambda share, start=done, size=wanted: listener.progress(start + share * size),
+        )
+        for (job, flag), image in zip(batch, images, strict=True):
+            if flag:
+                _save(image, job)
+                listener.image(job, made=True)
+                if job.seed in shown:
+                    sheet[job.seed] = image
+        done += wanted
+        listener.progress(done)
+    barrier()
+    drawn = _draw_grid(planned[:_GRID_IMAGES], sheet, out) if with_grid and index == 0 else None
+    asked = {job.path.name for job in planned} | {GRID_NAME}
+    others = sum(path.name not in asked for path in out.glob("*.png") if not path.name.startswith("."))
+    return Result(made=len(state.todo), kept=len(state.kept), others=others, grid=drawn)
+
+
+def _save(image: Image.Image, job: Job) -> None:
+    try:
+        save_png(image, job.path, job.record)
+    except OSError as error:  # pillow's errors do not say which file
+        raise OSError(error.errno, error.strerror or str(error), str(job.path)) from error
+
+
+def _draw_grid(planned: Sequence[Job], sheet: dict[int, Image.Image], out: Path) -> Path:
+    """Lay the images out in the order of the seeds asked for; those kept are read back."""
+    tiles = []
+    for job in planned:
+        tile = sheet.get(job.seed)
+        if tile is None:
+            with Image.open(job.path) as image:
+                tile = image.copy()
+        tiles.append(tile)
+    zoom = max(1, 64 // max(tiles[0].size))
+    path = out / GRID_NAME
+    save_png(grid(tiles, zoom=zoom), path, {"kind": "grid", "seeds": format_seeds(job.seed for job in planned)})
+    return path

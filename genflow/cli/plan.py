@@ -1,0 +1,163 @@
+"""What is to be made: requests, the settings they come to, one job per seed, and what is there already."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from genflow import __version__
+from genflow.errors import InputError
+from genflow.images import read_metadata
+
+__all__ = ["Job", "Pending", "Request", "Settings", "differences", "jobs", "override", "pending", "request_like"]
+
+# Keys of an image's record that do not decide how it looks, once the model's hash is equal.
+_INCIDENTAL = {"class_name", "model", "version"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asked for; None means the model's own default."""
+
+    model: str
+    scheduler: str | None = None
+    scheduler_options: dict[str, Any] = field(default_factory=dict)
+    steps: int | None = None
+    guidance: str | None = None
+    guidance_scale: float | None = None
+    guidance_options: dict[str, Any] = field(default_factory=dict)
+    pipeline_options: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "auto"
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A request with every default filled in: all that decides an image beside its seed, class and prompt."""
+
+    model: str
+    model_hash: str
+    scheduler: str
+    scheduler_options: dict[str, Any]
+    steps: int
+    guidance: str | None
+    guidance_scale: float | None
+    guidance_options: dict[str, Any]
+    pipeline_options: dict[str, Any]
+    dtype: str
+    exact: bool
+
+    def record(self, seed: int, label: int | None, class_name: str | None, prompt: str | None) -> dict[str, Any]:
+        """The JSON record that an image carries, from which it can be made again."""
+        record = {item.name: getattr(self, item.name) for item in fields(self)}
+        record |= {"seed": seed, "class": label, "class_name": class_name, "version": __version__}
+        if prompt is not None:
+            record["prompt"] = prompt
+        return json.loads(json.dumps(record, allow_nan=False))  # as a reader will see it: lists, not tuples
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to be made."""
+
+    seed: int
+    label: int | None
+    prompt: str | None
+    path: Path
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Jobs by what their file's state asks for; ``changed`` counts why images are made again."""
+
+    todo: list[Job]
+    kept: list[Job]
+    changed: Counter[str]
+
+
+def jobs(
+    settings: Settings,
+    seeds: Sequence[int],
+    out: Path,
+    labels: Sequence[int] | None = None,
+    class_names: Mapping[int, str | None] | None = None,
+    prompts: Sequence[str] | None = None,
+) -> list[Job]:
+    """One job per seed; classes and prompts go by the seed, in turn, so that an image depends on its seed alone."""
+    made = []
+    for seed in seeds:
+        label = labels[seed % len(labels)] if labels else None
+        prompt = prompts[seed % len(prompts)] if prompts else None
+        name = class_names.get(label) if class_names and label is not None else None
+        made.append(Job(seed, label, prompt, out / f"{seed:06d}.png", settings.record(seed, label, name, prompt)))
+    return made
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The settings in which two records differ, as ``"steps 18 -> 30"``; incidental keys do not count."""
+    keys = [key for key in {**new, **old} if key not in _INCIDENTAL and old.get(key) != new.get(key)]
+    # Bytes that do not depend on the batch are as good for a request that does not ask for it.
+    return [f"{key} {old.get(key)} -> {new.get(key)}" for key in keys if key != "exact" or new.get(key)]
+
+
+def pending(planned: Sequence[Job]) -> Pending:
+    """Sort jobs into those whose image exists with the same settings and those still to be made.
+
+    Raises:
+        InputError: an image stands at a job's place that genflow did not make; it is never written over.
+    """
+    state = Pending([], [], Counter())
+    for job in planned:
+        if not job.path.exists():
+            state.todo.append(job)
+            continue
+        try:
+            old = read_metadata(job.path)
+        except InputError:
+            state.changed["unreadable file"] += 1
+            state.todo.append(job)
+            continue
+        if old is None:
+            raise InputError(
+                f"--out: {job.path} exists and was not made by genflow; move it away or choose another folder"
+            )
+        reasons = differences(old, job.record)
+        if reasons:
+            state.changed.update(reasons)
+            state.todo.append(job)
+        else:
+            state.kept.append(job)
+    return state
+
+
+def request_like(path: Path) -> tuple[Request, dict[str, Any]]:
+    """The request that makes the image at ``path`` again, and its whole record (seed, class, prompt, model_hash).
+
+    Raises:
+        InputError: the file is no image, or carries no record of genflow's, or one that lacks something.
+    """
+    record = read_metadata(path)
+    if record is None:
+        raise InputError(f"--like: {path} carries no genflow record; only images made by genflow generate do")
+    missing = [key for key in ("model", "seed", "scheduler", "steps") if key not in record]
+    if missing:
+        raise InputError(f"--like: the record in {path} lacks {', '.join(missing)}")
+    known = {item.name for item in fields(Request)}
+    request = replace(Request(str(record["model"])), **{key: value for key, value in record.items() if key in known})
+    return request, record
+
+
+def override(request: Request, **given: Any) -> Request:
+    """The request with what was said on the command line put over it; None, False, ``{}`` and ``auto`` are unsaid.
+
+    Another scheduler or guidance does not inherit the options of the one it replaces.
+    """
+    said = {key: value for key, value in given.items() if value is not None and value is not False}
+    said = {key: value for key, value in said.items() if value != {} and value != "auto"}
+    for name in ("scheduler", "guidance"):
+        if said.get(name, getattr(request, name)) != getattr(request, name):
+            said.setdefault(f"{name}_options", {})
+    return replace(request, **said)
