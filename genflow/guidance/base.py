@@ -21,6 +21,9 @@ class Guidance(ABC):
         interval: ``(low, high)`` noise levels; guidance acts where ``low < noise_level <= high`` (Kynkäänniemi et
             al. 2024, arXiv 2404.07724). The default is everywhere; a high of None is infinity.
 
+    Attributes:
+        neutral: every scale is 1, so that no unconditional estimate is ever needed.
+
     Raises:
         InputError: a scale that is not finite, or an interval that is not two rising levels.
     """
@@ -32,10 +35,10 @@ class Guidance(ABC):
         if isinstance(scale, Tensor):
             if scale.ndim > 1 or not bool(torch.isfinite(scale).all()):
                 raise InputError(f"scale: got {scale.tolist()}; allowed: a finite number, or one for each sample")
-            self._neutral = bool((scale == 1).all())
+            self.neutral = bool((scale == 1).all())
         else:
             scale = float(check_number("scale", scale))
-            self._neutral = scale == 1
+            self.neutral = scale == 1
         self.scale = scale
         self.interval = self._check_interval(interval)
 
@@ -55,7 +58,7 @@ class Guidance(ABC):
     def is_active(self, noise_level: float) -> bool:
         """Whether an unconditional estimate is needed at this noise level."""
         low, high = self.interval
-        return not self._neutral and low < noise_level <= high
+        return not self.neutral and low < noise_level <= high
 
     @abstractmethod
     def __call__(self, cond_x0: Tensor, uncond_x0: Tensor, x: Tensor, noise_level: float | Tensor, step: int) -> Tensor:

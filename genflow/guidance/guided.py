@@ -56,7 +56,7 @@ class GuidedModel(PathModel):
         Raises InputError where guidance acts and there is nothing to tell the two halves apart.
         """
         level = self.path.noise_level(t)
-        if not isinstance(level, Tensor) and not self.guidance.is_active(level):
+        if self.guidance.neutral or not (isinstance(level, Tensor) or self.guidance.is_active(level)):
             return self.model.predict(x, t, **conditioning)
         both = self._both(x.shape[0], conditioning)
         prediction = self.model.predict(torch.cat([x, x]), _twice(t, x.shape[0]), **both)
