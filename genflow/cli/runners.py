@@ -149,8 +149,8 @@ class ImageRunner(Runner):
         options = dict(request.guidance_options)
         if config.get("default_guidance_interval") is not None:
             options.setdefault("interval", list(config["default_guidance_interval"]))
-        create_guidance(name, scale=check_number("--guidance-scale", scale), **options)  # refuses bad options
-        return name, float(scale), options
+        made = create_guidance(name, scale=check_number("--guidance-scale", scale), **options).to_config()
+        return made.pop("name"), made.pop("scale"), made  # every option, in one spelling
 
     def images(self, jobs: Sequence[Job], settings: Settings, progress: Progress) -> list[Image.Image]:
         arguments: dict[str, Any] = dict(settings.pipeline_options)

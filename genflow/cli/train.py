@@ -1,5 +1,7 @@
 """``genflow train``: train a model from a recipe."""
 
+import warnings
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -7,5 +9,40 @@ import typer
 __all__ = ["train"]
 
 
-def train(recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or a YAML file.")]) -> None:
-    """Train a model."""
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name (`genflow info` lists them) or a YAML file.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change one setting of the recipe; may be repeated.", metavar="KEY=VALUE"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The folder of the run.  [default: runs/RECIPE]", show_default=False)
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart/--resume", help="Begin anew, or go on from the newest checkpoint in OUT.")
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave unreadable images out, instead of stopping at the first.")
+    ] = False,
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option("--tracker", help="A tracker of accelerate's, as tensorboard; may be repeated.", metavar="NAME"),
+    ] = None,
+) -> None:
+    """Train a model and save it as a pipeline that 'genflow generate --model' takes.
+
+    Ctrl-C writes a checkpoint; the same command goes on from there, to the same weights as if it had never stopped.
+
+    Examples:
+
+    \b
+      genflow train fashion-mnist
+      genflow train fashion-mnist --set optimizer.lr=3e-4 --set budget.images=200000 --out runs/slow
+      genflow train my-recipe.yaml --skip-bad --tracker tensorboard
+      accelerate launch --num_processes 4 -m genflow train fashion-mnist
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from genflow.training import train as run
+
+    folder = run(recipe, settings or [], out, restart=restart, skip_bad=skip_bad, trackers=tracker or [])
+    typer.echo(f"trained: {folder}   try it: genflow generate --model {folder}", err=True)
