@@ -12,7 +12,6 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from genflow.errors import InputError
 from genflow.files import atomic_folder, write_json
@@ -43,8 +42,8 @@ class _Block(nn.Module):
         self.skip = nn.Identity() if in_channels == channels else nn.Conv2d(in_channels, channels, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.skip(x) + self.norm2(self.conv2(hidden)))
+        hidden = nn.functional.relu(self.norm1(self.conv1(x)))
+        return nn.functional.relu(self.skip(x) + self.norm2(self.conv2(hidden)))
 
 
 class ImageClassifier(nn.Module):
@@ -74,7 +73,7 @@ class ImageClassifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """``(B, C, H, W)`` in [-1, 1] to ``(B, num_features)``: the mean over the last feature map, all >= 0."""
-        x = F.relu(self.stem_norm(self.stem(F.pixel_unshuffle(images, 2))))
+        x = nn.functional.relu(self.stem_norm(self.stem(nn.functional.pixel_unshuffle(images, 2))))
         return self.blocks(x).mean(dim=(2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -113,7 +112,7 @@ def load_classifier(folder: str | Path) -> ImageClassifier:
     try:
         settings = json.loads(config_file.read_text(encoding="utf-8"))
         settings.pop("class", None)
-        settings["stages"] = tuple((int(width), int(count)) for width, count in settings["stages"])
+        settings["stages"] = tuple((width, count) for width, count in settings["stages"])
         if settings.get("class_names") is not None:
             settings["class_names"] = tuple(settings["class_names"])
         network = ImageClassifier(ClassifierConfig(**settings))
@@ -126,5 +125,6 @@ def load_classifier(folder: str | Path) -> ImageClassifier:
         raise InputError(f"classifier: cannot read {weights_file} ({str(error).splitlines()[0]})") from error
     absent = [name for name in missing.missing_keys if not name.endswith("num_batches_tracked")]
     if absent or missing.unexpected_keys:
-        raise InputError(f"classifier: {weights_file} does not fit {config_file} (missing {absent}, unknown {missing.unexpected_keys})")
+        odd = f"missing {absent}, unknown {missing.unexpected_keys}"
+        raise InputError(f"classifier: {weights_file} does not fit {config_file} ({odd})")
     return network.eval().requires_grad_(False)
