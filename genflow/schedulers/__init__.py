@@ -1,0 +1,100 @@
+"""diffusers schedulers made of a path and a solver, and a table of names for the command line."""
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from genflow.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from genflow.schedulers.base import PathScheduler, PathSchedulerOutput
+    from genflow.schedulers.families import BetaFamily, EDMFamily, Family, FlowFamily
+    from genflow.schedulers.reading import family_from_config
+    from genflow.schedulers.rectified_flow import RectifiedFlowScheduler
+
+__all__ = [
+    "SCHEDULERS",
+    "BetaFamily",
+    "EDMFamily",
+    "Family",
+    "FlowFamily",
+    "PathScheduler",
+    "PathSchedulerOutput",
+    "RectifiedFlowScheduler",
+    "create_scheduler",
+    "family_from_config",
+]
+
+_HOMES = {
+    "BetaFamily": "families",
+    "EDMFamily": "families",
+    "Family": "families",
+    "FlowFamily": "families",
+    "PathScheduler": "base",
+    "PathSchedulerOutput": "base",
+    "RectifiedFlowScheduler": "rectified_flow",
+    "family_from_config": "reading",
+}
+
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "euler": ("RectifiedFlowScheduler", {"solver": "euler"}),
+    "heun": ("RectifiedFlowScheduler", {"solver": "heun"}),
+}
+"""Short names: the class (in this package) and the options that the name stands for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def create_scheduler(name: str, config: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    """A scheduler by name, for the network that ``config`` (of any scheduler) belongs to.
+
+    Args:
+        name: a key of ``SCHEDULERS``, a scheduler class of this package, or one of diffusers
+            ("DPMSolverMultistepScheduler").
+        config: the config of the scheduler it replaces; None for the class's own defaults.
+        **options: keys that override it.
+
+    Raises:
+        InputError: an unknown name or option (with the nearest known one), or values the scheduler refuses.
+    """
+    cls, defaults = _find(name)
+    options = {**defaults, **options}
+    known = _init_keys(cls)
+    for key in options:
+        if key not in known:
+            raise InputError(f"scheduler {name!r}: option {key!r} is not known{nearest(key, known)}")
+    try:
+        return cls.from_config({} if config is None else config, **options)
+    except InputError:
+        raise
+    except (ValueError, TypeError, NotImplementedError) as error:  # a diffusers class's own check
+        raise InputError(f"scheduler {name!r}: {error}") from error
+
+
+def _find(name: str) -> tuple[type, dict[str, Any]]:
+    if name in SCHEDULERS:
+        own, defaults = SCHEDULERS[name]
+        return __getattr__(own), defaults
+    if name in _HOMES and name.endswith("Scheduler") and name != "PathScheduler":
+        return __getattr__(name), {}
+    import diffusers  # here, so that the table of names costs nothing
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+    cls = getattr(diffusers, name, None) if name.isidentifier() and name.endswith("Scheduler") else None
+    if not (isinstance(cls, type) and issubclass(cls, SchedulerMixin)):
+        known = [*SCHEDULERS, *(key for key in dir(diffusers) if key.endswith("Scheduler"))]
+        raise InputError(
+            f"scheduler: {name!r} is not known{nearest(name, known)}; "
+            f"allowed: {', '.join(SCHEDULERS)} or the name of a diffusers scheduler class"
+        )
+    return cls, {}
+
+
+def _init_keys(cls: type) -> list[str]:
+    import inspect
+
+    return [key for key in inspect.signature(cls.__init__).parameters if key not in ("self", "args", "kwargs")]
