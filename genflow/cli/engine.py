@@ -6,7 +6,7 @@ when the batch has another shape. With ``exact`` every batch has one fixed shape
 seeds are made together, nor on ``batch_size``.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,13 +15,13 @@ from PIL import Image
 
 from genflow.cli.loading import choose_device, choose_dtype, load_pipeline, model_folder
 from genflow.cli.parsing import format_seeds, parse_classes
-from genflow.cli.plan import Job, Pending, Request, jobs, pending
+from genflow.cli.plan import Job, Pending, Request, batches, jobs, pending, share_of
 from genflow.cli.runners import Runner, make_runner
 from genflow.errors import InputError, check_number
 from genflow.files import output_folder
 from genflow.images import grid, save_png
 
-__all__ = ["GRID_NAME", "Listener", "Result", "batches", "generate", "share_of"]
+__all__ = ["GRID_NAME", "Listener", "Result", "generate"]
 
 GRID_NAME = "grid.png"
 _GRID_IMAGES = 256  # more would be a poster
@@ -50,29 +50,6 @@ class Result:
     others: int
     """PNG files in the folder that this request did not ask for."""
     grid: Path | None
-
-
-def share_of(planned: Sequence[Job], index: int, count: int) -> Sequence[Job]:
-    """The jobs of process ``index`` of ``count``: every ``count``-th."""
-    return planned[index::count]
-
-
-def batches(todo: Sequence[Job], rows: int, exact: bool) -> Iterator[list[tuple[Job, bool]]]:
-    """Cut jobs into batches of at most ``rows``; the flag says whether the row's image is wanted.
-
-    With ``exact`` every batch has ``rows`` rows and a job stands in row ``seed % rows``.
-    """
-    if not exact:
-        for start in range(0, len(todo), rows):
-            yield [(job, True) for job in todo[start : start + rows]]
-        return
-    queues: list[list[Job]] = [[] for _ in range(rows)]
-    for job in todo:
-        queues[job.seed % rows].append(job)
-    for level in range(max(map(len, queues), default=0)):
-        present = [queue[level] if level < len(queue) else None for queue in queues]
-        filler = next(job for job in present if job is not None)
-        yield [(job or filler, job is not None) for job in present]
 
 
 def _labels(runner: Runner, text: str | None) -> list[int] | None:

@@ -69,6 +69,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; ``arguments`` are those after the program's name."""
     try:
         status = app(args=arguments, prog_name="genflow", standalone_mode=False)
+        sys.stdout.flush()
     except InputError as error:
         if os.environ.get("GENFLOW_TRACEBACK"):
             traceback.print_exc()

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,19 @@ from genflow import __version__
 from genflow.errors import InputError
 from genflow.images import read_metadata
 
-__all__ = ["Job", "Pending", "Request", "Settings", "differences", "jobs", "override", "pending", "request_like"]
+__all__ = [
+    "Job",
+    "Pending",
+    "Request",
+    "Settings",
+    "batches",
+    "differences",
+    "jobs",
+    "override",
+    "pending",
+    "request_like",
+    "share_of",
+]
 
 # Keys of an image's record that do not decide how it looks, once the model's hash is equal.
 _INCIDENTAL = {"class_name", "model", "version"}
@@ -133,6 +145,29 @@ def pending(planned: Sequence[Job]) -> Pending:
     return state
 
 
+def share_of(planned: Sequence[Job], index: int, count: int) -> Sequence[Job]:
+    """The jobs of process ``index`` of ``count``: every ``count``-th."""
+    return planned[index::count]
+
+
+def batches(todo: Sequence[Job], rows: int, exact: bool) -> Iterator[list[tuple[Job, bool]]]:
+    """Cut jobs into batches of at most ``rows``; the flag says whether the row's image is wanted.
+
+    With ``exact`` every batch has ``rows`` rows and a job stands in row ``seed % rows``.
+    """
+    if not exact:
+        for start in range(0, len(todo), rows):
+            yield [(job, True) for job in todo[start : start + rows]]
+        return
+    queues: list[list[Job]] = [[] for _ in range(rows)]
+    for job in todo:
+        queues[job.seed % rows].append(job)
+    for level in range(max(map(len, queues), default=0)):
+        present = [queue[level] if level < len(queue) else None for queue in queues]
+        filler = next(job for job in present if job is not None)
+        yield [(job or filler, job is not None) for job in present]
+
+
 def request_like(path: Path) -> tuple[Request, dict[str, Any]]:
     """The request that makes the image at ``path`` again, and its whole record (seed, class, prompt, model_hash).
 
@@ -145,6 +180,10 @@ def request_like(path: Path) -> tuple[Request, dict[str, Any]]:
     missing = [key for key in ("model", "seed", "scheduler", "steps") if key not in record]
     if missing:
         raise InputError(f"--like: the record in {path} lacks {', '.join(missing)}")
+    broken = [key for key, value in record.items() if key.endswith("_options") and not isinstance(value, dict)]
+    broken += [key for key in ("seed", "steps") if not isinstance(record[key], int)]
+    if broken:
+        raise InputError(f"--like: the record in {path} cannot be used: {broken[0]} is {record[broken[0]]!r}")
     known = {item.name for item in fields(Request)}
     request = replace(Request(str(record["model"])), **{key: value for key, value in record.items() if key in known})
     return request, record
