@@ -8,7 +8,10 @@ from genflow.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from genflow.schedulers.base import PathScheduler, PathSchedulerOutput
-    from genflow.schedulers.families import BetaFamily, EDMFamily, Family, FlowFamily
+    from genflow.schedulers.beta import BetaFamily
+    from genflow.schedulers.edm import EDMFamily
+    from genflow.schedulers.family import Family
+    from genflow.schedulers.flow import FlowFamily
     from genflow.schedulers.reading import family_from_config
     from genflow.schedulers.rectified_flow import RectifiedFlowScheduler
 
@@ -26,10 +29,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BetaFamily": "families",
-    "EDMFamily": "families",
-    "Family": "families",
-    "FlowFamily": "families",
+    "BetaFamily": "beta",
+    "EDMFamily": "edm",
+    "Family": "family",
+    "FlowFamily": "flow",
     "PathScheduler": "base",
     "PathSchedulerOutput": "base",
     "RectifiedFlowScheduler": "rectified_flow",

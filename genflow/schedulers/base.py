@@ -22,7 +22,8 @@ from torch import Tensor
 from genflow.errors import InputError, check_number, nearest
 from genflow.paths import Path
 from genflow.prediction import Prediction
-from genflow.schedulers.families import BetaFamily, Family
+from genflow.schedulers.beta import BetaFamily
+from genflow.schedulers.family import Family
 from genflow.schedulers.reading import FAMILY_KEYS, family_from_keys, normalise
 from genflow.solvers import Solver
 
@@ -80,7 +81,7 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
     """A solver on a Gaussian path, usable wherever diffusers takes a scheduler.
 
     Besides its own options a scheduler takes the config keys of diffusers' schedulers (see ``FAMILY_KEYS``);
-    ``from_config(pipe.scheduler.config)`` reads any of them and :mod:`genflow.schedulers.families` says how.
+    ``from_config(pipe.scheduler.config)`` reads any of them and :mod:`genflow.schedulers.reading` says how.
     Samples live on the path: variance preserving for beta schedules (unit initial noise, inputs not scaled), in
     noise level for EDM (initial noise of sigma_max, inputs scaled by c_in). Clipping and thresholding of a replaced
     scheduler are not carried over.
@@ -206,9 +207,13 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
             times = self.family.times(_step_count(num_inference_steps), mu)
         steps = len(times) - 1
         if num_inference_steps is not None and _step_count(num_inference_steps) != steps:
-            raise InputError(f"num_inference_steps: {num_inference_steps} with {steps} sigmas or timesteps; leave it out")
+            raise InputError(
+                f"num_inference_steps: {num_inference_steps} with {steps} sigmas or timesteps; leave it out"
+            )
         if self.prediction_type == "epsilon" and self.path.alpha(float(times[0])) == 0:
-            raise InputError("prediction_type: 'epsilon' says nothing at zero terminal SNR; allowed: v_prediction, sample")
+            raise InputError(
+                "prediction_type: 'epsilon' says nothing at zero terminal SNR; allowed: v_prediction, sample"
+            )
         solver = self.make_solver()
         solver.start(self.path, times)
         self._solver = solver
@@ -234,7 +239,9 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
         if not len(found):  # a copy that went through a lower precision
             found = np.flatnonzero(np.isclose(schedule, value, rtol=1e-5, atol=1e-6))
         if not len(found):
-            raise InputError(f"timestep: {float(timestep):g} is not one of this run's; allowed: {schedule.tolist()[:8]}...")
+            raise InputError(
+                f"timestep: {float(timestep):g} is not one of this run's; allowed: {schedule.tolist()[:8]}..."
+            )
         return int(found[1] if len(found) > 1 else found[0])
 
     def _index(self, timestep: float | Tensor) -> int:
@@ -290,7 +297,8 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
         advanced = self._advance(x, prediction, index, generator)
         self._step_index = index + 1
         previous = advanced.to(sample.dtype)
-        self._carried = None if previous is advanced or previous.is_inference() else (previous, previous._version, advanced)
+        rounded = previous is not advanced and not previous.is_inference()  # inference tensors have no version
+        self._carried = (previous, previous._version, advanced) if rounded else None
         x0 = prediction.x0.to(sample.dtype)
         return PathSchedulerOutput(previous, x0) if return_dict else (previous, x0)
 

@@ -49,7 +49,9 @@ def spaced_timesteps(spacing: str, steps: int, count: int, offset: int = 0) -> n
     if spacing == "leading":
         stride = count // steps
         # with very many steps the usual offset of 1 would leave the table
-        offset = min(int(check_number("steps_offset", offset, at_least=0, integer=True)), count - 1 - (steps - 1) * stride)
+        offset = min(
+            int(check_number("steps_offset", offset, at_least=0, integer=True)), count - 1 - (steps - 1) * stride
+        )
         return np.arange(steps - 1, -1, -1, dtype=np.float64) * stride + offset
     return np.round(count - np.arange(steps) * (count / steps)) - 1
 

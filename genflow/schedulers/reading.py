@@ -15,7 +15,10 @@ import numpy as np
 from torch import Tensor
 
 from genflow.errors import InputError
-from genflow.schedulers.families import BetaFamily, EDMFamily, Family, FlowFamily
+from genflow.schedulers.beta import BetaFamily
+from genflow.schedulers.edm import EDMFamily
+from genflow.schedulers.family import Family
+from genflow.schedulers.flow import FlowFamily
 
 __all__ = ["FAMILIES", "FAMILY_KEYS", "family_from_config", "family_from_keys", "normalise"]
 
@@ -24,7 +27,9 @@ FAMILIES: tuple[type[Family], ...] = (FlowFamily, EDMFamily, BetaFamily)
 # understood, but turned into other keys before they are stored
 ALIASES = ("timestep_type", "interpolation_type")
 
-FAMILY_KEYS: tuple[str, ...] = tuple(dict.fromkeys([key for family in FAMILIES for key in family.defaults] + [*ALIASES]))
+FAMILY_KEYS: tuple[str, ...] = tuple(
+    dict.fromkeys([key for family in FAMILIES for key in family.defaults] + [*ALIASES])
+)
 """Every config key that some family reads."""
 
 # keys that mark a process which is not a fixed Gaussian path, or a network that is not a denoiser on one
@@ -58,7 +63,8 @@ def family_from_keys(given: Mapping[str, Any]) -> Family:
 def normalise(config: Mapping[str, Any], options: Iterable[str] = ()) -> dict[str, Any]:
     """The config without the hidden keys of earlier classes, with the defaults of the class that wrote it.
 
-    ``options`` names keys that are a scheduler's own, not a family's. JSON-safe: arrays become lists, and values that are not finite (a default of DPM-Solver++) are dropped.
+    ``options`` names keys that are a scheduler's own, not a family's. JSON-safe: arrays become lists, and values that
+    are not finite (a default of DPM-Solver++) are dropped.
     """
     name = config.get("_class_name")
     own = _signature_defaults(name)
@@ -122,7 +128,7 @@ def _translate(given: dict[str, Any]) -> dict[str, Any]:
     if _detect(given) is not EDMFamily or given.get("timestep_type") != "continuous":
         return given
     # Stable Video Diffusion's: v with sigma_data = 1, on levels between sigma_min and sigma_max
-    bounds = BetaFamily({key: value for key, value in given.items() if key in BetaFamily.defaults})._ends()
+    bounds = BetaFamily({key: value for key, value in given.items() if key in BetaFamily.defaults}).noise_levels()
     if given.get("use_karras_sigmas"):
         schedule = "karras"
     elif given.get("use_exponential_sigmas") or given.get("interpolation_type") == "log_linear":
