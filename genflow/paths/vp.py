@@ -179,10 +179,14 @@ class VPTablePath(VPPath):
             raise InputError("alphas_cumprod: allowed: values in (0, 1) that fall strictly; only the last may be 0")
         self.num_train_timesteps = len(table)
         self._table = table
-        self._log_levels = (torch.log1p(-table) - torch.log(table)) / 2
         self._ends_in_noise = bool(table[-1] == 0)
-        angles = torch.atan(torch.exp(self._log_levels))
-        self._first_angle = angles[0].item()
+        self._log_levels = (torch.log1p(-table) - torch.log(table)) / 2
+        # interval i ends at knot i; the first, and a last one that ends in pure noise, have an angle instead of a log
+        self._left, self._slope = torch.zeros(2, len(table), dtype=torch.float64)
+        finite = slice(1, len(table) - self._ends_in_noise)
+        self._left[finite] = self._log_levels[: finite.stop - 1]
+        self._slope[finite] = self._log_levels[finite] - self._left[finite]
+        self._first_angle = torch.atan(torch.exp(self._log_levels[0])).item()
         self._last_angle = torch.atan(torch.exp(-self._log_levels[-2])).item()  # from pi/2, at the last knot but one
 
     def _options(self) -> dict[str, Any]:
@@ -196,10 +200,8 @@ class VPTablePath(VPPath):
         count = self.num_train_timesteps
         position = t * count
         interval = position.floor().clamp(0, count - 1).long()
-        levels = self._log_levels.to(t.device)
-        right = interval.clamp(1, count - 1 - self._ends_in_noise)  # intervals without a finite log are replaced below
-        left, slope = levels[right - 1], levels[right] - levels[right - 1]
-        log_level = left + slope * (position - right)
+        left, slope = self._left.to(t.device)[interval], self._slope.to(t.device)[interval]
+        log_level = left + slope * (position - interval)
         angle, rest = torch.atan(torch.exp(log_level)), torch.atan(torch.exp(-log_level))
         rate = count * slope * torch.sin(angle) * torch.cos(angle)
 
@@ -230,11 +232,10 @@ class VPTablePath(VPPath):
 
     def _time(self, level: Tensor) -> Tensor:
         count = self.num_train_timesteps
-        levels = self._log_levels.to(level.device)
         log_level = torch.log(level)
-        interval = torch.searchsorted(levels, log_level.contiguous()).clamp(max=count - 1)
-        right = interval.clamp(1, count - 1 - self._ends_in_noise)
-        position = right + (log_level - levels[right - 1]) / (levels[right] - levels[right - 1])
+        interval = torch.searchsorted(self._log_levels.to(level.device), log_level.contiguous()).clamp(max=count - 1)
+        left, slope = self._left.to(level.device)[interval], self._slope.to(level.device)[interval]
+        position = interval + (log_level - left) / slope  # where the slope is 0 the angle below takes its place
         position = torch.where(interval == 0, torch.atan(level) / self._first_angle, position)
         if self._ends_in_noise:
             position = torch.where(interval == count - 1, count - torch.atan(1 / level) / self._last_angle, position)

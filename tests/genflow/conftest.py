@@ -1,0 +1,38 @@
+"""Models whose exact posterior mean is known, for the tests of everything that samples."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+from torch import Tensor
+
+from genflow.models import PathModel, from_function
+from genflow.paths import Path
+
+MEAN, STD = 0.7, 0.5
+
+
+@pytest.fixture
+def gaussian_model() -> Callable[[Path], PathModel]:
+    """``path -> model`` with the exact posterior mean of x0 for data normal(0.7, 0.5^2)."""
+
+    def build(path: Path) -> PathModel:
+        def posterior_mean(x: Tensor, t: float, **_: object) -> Tensor:
+            alpha, sigma = path.alpha(t), path.sigma(t)
+            gain = alpha * STD**2 / (alpha**2 * STD**2 + sigma**2)
+            return MEAN + gain * (x - alpha * MEAN)
+
+        return from_function(posterior_mean, path, "sample")
+
+    return build
+
+
+@pytest.fixture
+def gaussian_flow() -> Callable[[Path, Tensor, float, float], Tensor]:
+    """``(path, x, t, t_end) -> x_end``: the exact solution of the probability-flow ODE for the same data."""
+
+    def flow(path: Path, x: Tensor, t: float, t_end: float) -> Tensor:
+        std = [math.hypot(path.alpha(u) * STD, path.sigma(u)) for u in (t, t_end)]
+        return path.alpha(t_end) * MEAN + std[1] / std[0] * (x - path.alpha(t) * MEAN)
+
+    return flow
