@@ -15,7 +15,7 @@ from genflow.models.base import PathModel
 from genflow.paths import Path, VPTablePath, working_dtype
 from genflow.solvers import FRAMES, Solver, combine, create_solver
 
-__all__ = ["ODEResult", "randn", "sample", "sample_adaptive", "time_grid"]
+__all__ = ["FiniteCheck", "ODEResult", "randn", "sample", "sample_adaptive", "time_grid"]
 
 
 def randn(
@@ -89,7 +89,7 @@ def time_grid(
     return times
 
 
-class _FiniteCheck:
+class FiniteCheck:
     """Notices NaN and infinity: at once on the host, after the run on an accelerator, so that no step waits."""
 
     def __init__(self, what: Callable[[int], str]) -> None:
@@ -163,7 +163,7 @@ def sample(
         n = solver.step_of[i]
         return f"the network gave NaN or infinity at step {n + 1} of {steps} (t={solver.evaluations[i]:.6g})"
 
-    check = _FiniteCheck(bad)
+    check = FiniteCheck(bad)
     for i in _bar(count, progress):
         step = int(solver.step_of[i])
         if isinstance(model, GuidedModel):
