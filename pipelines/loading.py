@@ -1,0 +1,75 @@
+"""Finding a saved pipeline: a shipped name, a folder, or a repository of the Hugging Face hub."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from genflow import assets
+from genflow.errors import InputError, nearest
+
+__all__ = ["locate", "read_index", "summary"]
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+
+
+def locate(name: str | Path, **hub_options: Any) -> Path:
+    """The folder of a saved pipeline.
+
+    Args:
+        name: a shipped name (``genflow.assets.models()``), else a folder, else a hub id ``owner/name``, of which only
+            JSON and safetensors files are downloaded.
+        **hub_options: handed to ``huggingface_hub.snapshot_download``.
+
+    Raises:
+        InputError: none of these, or the hub did not give it.
+    """
+    shipped = assets.models()
+    if str(name) in shipped:
+        return assets.path(str(name))
+    folder = Path(name).expanduser()
+    if str(name) and folder.is_dir():
+        return folder
+    known = f"shipped models: {', '.join(shipped) or 'none'}"
+    if folder.is_file():
+        raise InputError(
+            f"model: {name} is a file; allowed: a folder with model_index.json, a hub id, or a name ({known})"
+        )
+    if not HUB_ID.fullmatch(str(name)):
+        raise InputError(
+            f"model: {name} is not there{nearest(str(name), shipped)}; allowed: a folder, a hub id, {known}"
+        )
+    return _download(str(name), known, hub_options)
+
+
+def _download(name: str, known: str, options: dict[str, Any]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, **options))
+    except Exception as error:  # anything between a wrong name and no network
+        raise InputError(
+            f"model: {name} is neither a folder nor to be had from the hub ({summary(error)}); {known}"
+        ) from error
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The folder's model_index.json; raises InputError where it is missing or broken."""
+    path = folder / "model_index.json"
+    if not path.is_file():
+        raise InputError(f"model: {folder} has no model_index.json; allowed: the folder of a saved diffusers pipeline")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"model: {path} cannot be read ({summary(error)})") from error
+    if not isinstance(index, dict):
+        raise InputError(f"model: {path} holds no JSON object")
+    return index
+
+
+def summary(error: BaseException) -> str:
+    """The first line of an error, without its trailing punctuation."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(" .:")
