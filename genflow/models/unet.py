@@ -6,6 +6,7 @@ form. Blocks are the pre-activation residual blocks of Dhariwal and Nichol (2021
 adaptive group normalization, and self-attention where the resolution is lowest.
 """
 
+import itertools
 import math
 
 import torch
@@ -165,9 +166,9 @@ class LeanUNet2DModel(ModelMixin, ConfigMixin):
 
         self.down_levels = nn.ModuleList(level(w, w, n, h) for w, n, h in zip(widths, depths, heads, strict=True))
         self.downsamplers = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths, widths[1:], strict=False)
+            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths)
         )
-        self.upsamplers = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False))
+        self.upsamplers = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in itertools.pairwise(widths))
         self.up_levels = nn.ModuleList(
             level(2 * w, w, n, h) for w, n, h in zip(widths[:-1], depths[:-1], heads[:-1], strict=True)
         )

@@ -4,15 +4,10 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "FASHION_MNIST_CLASSES": "data",
-    "ImageData": "data",
-    "load_images": "data",
     "Objective": "objectives",
     "create_objective": "objectives",
     "OPTIMIZERS": "optimizers",
     "create_optimizer": "optimizers",
-    "Precision": "precision",
-    "probe": "precision",
     "Recipe": "recipe",
     "load_recipe": "recipe",
     "Trainer": "trainer",

@@ -10,8 +10,8 @@ from genflow.errors import InputError, nearest
 from genflow.files import atomic_folder
 from genflow.images import to_pil
 from genflow.paths import Path as GaussianPath
-from genflow.schedulers.families import BetaFamily, EDMFamily, Family, FlowFamily
-from genflow.training.data import ImageData
+from genflow.schedulers import BetaFamily, EDMFamily, Family, FlowFamily
+from genflow.data import ImageData
 from genflow.training.recipe import Recipe
 from genflow.training.records import save_grid
 

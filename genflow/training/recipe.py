@@ -1,5 +1,6 @@
 """Recipes: everything that decides a training run, read from YAML and checked by name before any work starts."""
 
+import contextlib
 import types
 import typing
 from pathlib import Path
@@ -183,10 +184,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise InputError(f"--set {key}: {text!r} is not a YAML value") from error
     if isinstance(value, str):
-        try:  # YAML 1.1 reads 3e-4 as a word, since it wants a dot
+        with contextlib.suppress(ValueError):  # YAML 1.1 reads 3e-4 as a word, since it wants a dot
             value = float(value)
-        except ValueError:
-            pass
     *sections, last = key.split(".")
     for section in sections:
         inner = values.setdefault(section, {})

@@ -28,11 +28,11 @@ from genflow.training.checkpoints import (
     restore_optimizer,
     save_checkpoint,
 )
-from genflow.training.data import ImageData, load_images
+from genflow.data import ImageData, load_images
 from genflow.training.networks import create_network
 from genflow.training.objectives import create_objective
 from genflow.training.optimizers import create_optimizer
-from genflow.training.precision import resolve
+from genflow.precision import resolve
 from genflow.training.recipe import Recipe, load_recipe
 from genflow.training.records import MetricsLog, plot_loss
 

@@ -221,8 +221,9 @@ def _load_folder(folder: Path, skip_bad: bool) -> ImageData:
                     loaded = image.copy()
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 if not skip_bad:
+                    reason = error or "empty file"
                     raise InputError(
-                        f"{path}: unreadable image ({error or 'empty file'}); mend or remove it, or skip such with --skip-bad"
+                        f"{path}: unreadable image ({reason}); mend or remove it, or skip such with --skip-bad"
                     ) from error
                 bad.append(str(path))
                 continue
