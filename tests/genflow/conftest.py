@@ -4,12 +4,19 @@ import math
 from collections.abc import Callable
 
 import pytest
+import torch
 from torch import Tensor
 
 from genflow.models import PathModel, from_function
 from genflow.paths import Path
 
 MEAN, STD = 0.7, 0.5
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    """Every test draws the same numbers in every run."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture
