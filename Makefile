@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
-PIP := $(RUN) pip --quiet --disable-pip-version-check install --constraint constraints.txt
+PIP := $(RUN) pip --disable-pip-version-check install --progress-bar off --constraint constraints.txt
 SETUP := pyproject.toml constraints.txt
 PYTEST_ARGS ?=
 
@@ -35,6 +35,14 @@ clean:
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# $(call install,WHAT): a dot a package on the way; pip's own words only when it fails.
+define install
+	@rm -f $(VENV)/.failed
+	@{ $(PIP) $(1) 2>$(VENV)/pip.log || touch $(VENV)/.failed; } | awk \
+	  '/^Collecting/ { printf "."; fflush() } /^Installing/ { printf " unpacking"; fflush() } END { print "" }'
+	@if [ -e $(VENV)/.failed ]; then rm -f $(VENV)/.failed; cat $(VENV)/pip.log >&2; exit 1; fi
+endef
+
 # The stamps: set-up is done again only when what it depends on has changed.
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -45,10 +53,10 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: $(SETUP) | $(VENV)/bin/python
 	@echo "installing genflow and its dependencies into $(VENV) (a minute or two the first time)"
-	@$(PIP) --editable .
+	$(call install,--editable .)
 	@touch $@
 
 $(VENV)/.installed-test: $(SETUP) | $(VENV)/bin/python
 	@echo "installing genflow with its test dependencies into $(VENV) (a minute or two the first time)"
-	@$(PIP) --editable '.[test]'
+	$(call install,--editable '.[test]')
 	@touch $(VENV)/.installed $@

@@ -13,13 +13,14 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from genflow.cli.loading import choose_device, choose_dtype, load_pipeline, model_folder
+from genflow.cli.loading import choose_device, choose_dtype, load_pipeline
 from genflow.cli.parsing import format_seeds, parse_classes
 from genflow.cli.plan import Job, Pending, Request, batches, jobs, pending, share_of
 from genflow.cli.runners import Runner, make_runner
 from genflow.errors import InputError, check_number
 from genflow.files import output_folder
 from genflow.images import grid, save_png
+from genflow.pipelines import locate
 
 __all__ = ["GRID_NAME", "Listener", "Result", "generate"]
 
@@ -109,7 +110,7 @@ def generate(
     index, count = process
     place, dtype = choose_device(device, local_rank=index), choose_dtype(request.dtype)
     out = output_folder("--out", out)
-    folder = model_folder(request.model)
+    folder = locate(request.model)
     runner = make_runner(load_pipeline(folder, dtype, place), folder)
     if expected_hash is not None and expected_hash != runner.model_hash:
         raise InputError(

@@ -147,7 +147,7 @@ def generate(
         raise InputError(f"--out: {str(out)!r} is a file; a folder is needed")
 
     warnings.filterwarnings("ignore", category=FutureWarning)  # diffusers' notes to developers, not to a user
-    from genflow.cli import engine
+    from genflow.cli import engine, loading
     from genflow.cli.plan import Request, override, request_like
     from genflow.cli.report import GenerateReport
 
@@ -163,6 +163,7 @@ def generate(
         out = out or Path("again")
     else:
         request = Request(_DEFAULT_MODEL)
+    loading.quiet()
     request = override(request, **given)
     out = out or Path("out")
 

@@ -52,7 +52,7 @@ def _device() -> dict[str, Any]:
 
 def _dtype() -> dict[str, Any]:
     from genflow.cli.loading import choose_device, choose_dtype
-    from genflow.training.precision import probe
+    from genflow.precision import probe
 
     training = probe(choose_device("auto").type)
     return {

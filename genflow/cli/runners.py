@@ -29,7 +29,9 @@ Progress = Callable[[float], None]
 def scheduler_name(scheduler: Any) -> str:
     """The short name under which ``create_scheduler`` makes this scheduler, or the name of its class."""
     for name, (kind, options) in SCHEDULERS.items():
-        if type(scheduler) is kind and all(scheduler.config.get(key) == value for key, value in options.items()):
+        if type(scheduler).__name__ == kind and all(
+            scheduler.config.get(key) == value for key, value in options.items()
+        ):
             return name
     return type(scheduler).__name__
 
@@ -95,7 +97,7 @@ class Runner(ABC):
     def _pipeline_options(self, request: Request) -> dict[str, Any]:
         known = inspect.signature(self.pipeline.__call__).parameters
         own = {"batch_size", "class_labels", "generator", "guidance", "guidance_scale", "num_inference_steps"}
-        own |= {"num_images_per_prompt", "output_type", "prompt", "return_dict"}
+        own |= {"callback_on_step_end", "latents", "num_images_per_prompt", "output_type", "prompt", "return_dict"}
         for key in request.pipeline_options:
             if key in own:
                 raise InputError(f"--pipeline-option: {key!r} is set by an option of its own or by genflow")
@@ -113,7 +115,13 @@ def _generators(jobs: Sequence[Job]) -> list[torch.Generator]:
     return [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]
 
 
-def _batch_for(pixels: int) -> int:
+def _batch_for(pipeline: Any, network: Any) -> int:
+    """64 small images at once, fewer large ones: 2^18 pixels, taking a VAE to make 8 of each latent's side."""
+    size = network.config.get("sample_size") if network is not None else None
+    if size is None:
+        return 1
+    height, width = (size, size) if isinstance(size, int) else size
+    pixels = height * width * (64 if getattr(pipeline, "vae", None) is not None else 1)
     return max(1, min(64, 2**18 // pixels))
 
 
@@ -123,32 +131,27 @@ class ImageRunner(Runner):
     def __init__(self, pipeline: ImagePipeline, folder: Path) -> None:
         super().__init__(pipeline, folder)
         self.num_classes = pipeline.num_classes
-        names = pipeline.config.get("class_names") or []
+        names = pipeline.config.class_names or []
         self.class_numbers = {name: number for number, name in enumerate(names)}
 
     @property
     def batch_size(self) -> int:
-        scale = 8 if getattr(self.pipeline, "vae", None) is not None else 1
-        size = self.pipeline.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return _batch_for(height * width * scale * scale)
+        return _batch_for(self.pipeline, self.pipeline.unet)
 
     def _default_steps(self) -> int:
-        return self.pipeline.config.get("default_steps") or 50
+        return self.pipeline.config.default_steps
 
     def _guidance(self, request: Request) -> tuple[str | None, float | None, dict[str, Any]]:
-        asked = request.guidance is not None or request.guidance_options or request.guidance_scale is not None
-        if not self.num_classes:
-            if asked:
-                raise InputError("--guidance: this model is unconditional, so there is nothing to guide it by")
-            return None, None, {}
         config = self.pipeline.config
+        if not self.num_classes or self.pipeline.null_label is None:
+            if request.guidance is not None or request.guidance_options or request.guidance_scale not in (None, 1):
+                raise InputError("--guidance: this model has no unconditional half to guide away from; leave it out")
+            return None, None, {}
         name = request.guidance or "cfg"
-        scale = request.guidance_scale
-        scale = (config.get("default_guidance_scale") or 1.0) if scale is None else scale
+        scale = config.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
         options = dict(request.guidance_options)
-        if config.get("default_guidance_interval") is not None:
-            options.setdefault("interval", list(config["default_guidance_interval"]))
+        if config.default_guidance_interval is not None:
+            options.setdefault("interval", list(config.default_guidance_interval))
         made = create_guidance(name, scale=check_number("--guidance-scale", scale), **options).to_config()
         return made.pop("name"), made.pop("scale"), made  # every option, in one spelling
 
@@ -156,13 +159,12 @@ class ImageRunner(Runner):
         arguments: dict[str, Any] = dict(settings.pipeline_options)
         if self.num_classes:
             arguments["class_labels"] = [job.label for job in jobs]
+        if settings.guidance is not None:
             options = settings.guidance_options
             arguments["guidance"] = create_guidance(settings.guidance, scale=settings.guidance_scale, **options)
-        else:
-            arguments["batch_size"] = len(jobs)
 
-        def after_step(pipeline: Any, step: int, timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
-            progress((step + 1) / settings.steps)
+        def after_step(pipeline: Any, evaluation: int, timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
+            progress((evaluation + 1) / len(pipeline.scheduler.timesteps))
             return state
 
         return self.pipeline(
@@ -174,7 +176,7 @@ class ImageRunner(Runner):
 
 
 class DiffusersRunner(Runner):
-    """Any other saved diffusers pipeline that makes images: unconditional, by class (DiT) or by prompt."""
+    """Any other saved diffusers pipeline that makes images, from a prompt or from nothing."""
 
     def __init__(self, pipeline: Any, folder: Path) -> None:
         super().__init__(pipeline, folder)
@@ -187,25 +189,18 @@ class DiffusersRunner(Runner):
             name
             for name, parameter in self._parameters.items()
             if parameter.default is inspect.Parameter.empty and parameter.kind is not inspect.Parameter.VAR_KEYWORD
-        } - {"class_labels", "prompt"}
-        if needs or not known & {"batch_size", "class_labels", "prompt"}:
+        } - {"prompt"}
+        if needs or not known & {"batch_size", "prompt"}:
             raise InputError(
                 f"--model: {type(pipeline).__name__} needs {', '.join(sorted(needs)) or 'inputs'} that genflow "
                 "cannot give it; allowed: pipelines that make images from nothing, a class or a prompt"
             )
         self.takes_prompt = "prompt" in known
-        if "class_labels" in known:
-            network = getattr(pipeline, "transformer", None) or pipeline.unet
-            self.num_classes = network.config.get("num_embeds_ada_norm") or network.config.get("num_class_embeds")
-            self.class_numbers = dict(getattr(pipeline, "labels", None) or {})
 
     @property
     def batch_size(self) -> int:
         network = getattr(self.pipeline, "transformer", None) or getattr(self.pipeline, "unet", None)
-        size = network.config.get("sample_size") if network is not None else None
-        if not isinstance(size, int):
-            return 1
-        return _batch_for(size * size * (64 if getattr(self.pipeline, "vae", None) is not None else 1))
+        return _batch_for(self.pipeline, network)
 
     def _default(self, name: str) -> Any:
         parameter = self._parameters.get(name)
@@ -230,8 +225,6 @@ class DiffusersRunner(Runner):
         arguments: dict[str, Any] = dict(settings.pipeline_options)
         if self.takes_prompt:
             arguments["prompt"] = [job.prompt for job in jobs]
-        elif self.num_classes:
-            arguments["class_labels"] = [job.label for job in jobs]
         else:
             arguments["batch_size"] = len(jobs)
         if settings.guidance_scale is not None:
@@ -255,8 +248,7 @@ def _watched_step(scheduler: Any, generators: list[torch.Generator], progress: P
     """The scheduler's ``step`` with three things added that not every pipeline does by itself.
 
     It stops at the step where the network gives NaN, reports progress, and hands the images' generators to a
-    scheduler that draws noise where the pipeline forgets to (DiT's does), one of each for every repeat of the
-    batch (guidance doubles it).
+    scheduler that draws noise where the pipeline forgets to, one of each for every repeat of the batch.
     """
     step = scheduler.step
     draws = "generator" in inspect.signature(step).parameters
