@@ -18,11 +18,13 @@ from genflow.errors import InputError, check_choice, check_number, nearest
 from genflow.guidance import Guidance, GuidedModel, create_guidance
 from genflow.images import to_pil
 from genflow.models import PathModel, from_diffusers
-from genflow.pipelines.loading import HUB_OPTIONS, locate, read_index, summary
+from genflow.pipelines.loading import HUB_OPTIONS, import_components, locate, read_index, summary
 from genflow.sampling import FiniteCheck, randn
 from genflow.schedulers import Family, PathScheduler, family_from_config
 
 __all__ = ["ImagePipeline"]
+
+import_components()
 
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 

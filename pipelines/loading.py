@@ -1,6 +1,8 @@
 """Finding a saved pipeline: a shipped name, a folder, or a repository of the Hugging Face hub."""
 
+import importlib
 import json
+import pkgutil
 import re
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,21 @@ from typing import Any
 from genflow import assets
 from genflow.errors import InputError, nearest
 
-__all__ = ["locate", "read_index", "summary"]
+__all__ = ["import_components", "locate", "read_index", "summary"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+
+
+def import_components() -> None:
+    """Import every module that a saved pipeline may name for its network or scheduler.
+
+    diffusers (from 0.42 on) loads a component only from a module that has been imported already, since to import one
+    at a folder's word would be to run the folder's choice of code.
+    """
+    for name in ("genflow.models", "genflow.schedulers"):
+        for module in pkgutil.iter_modules(importlib.import_module(name).__path__, f"{name}."):
+            importlib.import_module(module.name)
 
 
 def locate(name: str | Path, **hub_options: Any) -> Path:
