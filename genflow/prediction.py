@@ -48,11 +48,18 @@ class _Coefficients:
         return sigma, 0.0, -1.0  # score: sigma * score = -eps, which stays finite at sigma = 0
 
 
-def _singular(value: Number) -> bool:
-    """True where a divisor is zero or not finite. Tensors on an accelerator are not looked at: that would sync."""
+def _infinite(value: Number) -> bool:
+    """True where any coefficient is infinite or NaN. Tensors on an accelerator are not looked at: that would sync."""
     if not isinstance(value, Tensor):
-        return value == 0 or not math.isfinite(value)
-    return value.device.type == "cpu" and bool(((value == 0) | ~torch.isfinite(value)).any())
+        return not math.isfinite(value)
+    return value.device.type == "cpu" and not bool(torch.isfinite(value).all())
+
+
+def _singular(value: Number) -> bool:
+    """True where any divisor is zero or not finite; as :func:`_infinite` for tensors on an accelerator."""
+    if not isinstance(value, Tensor):
+        return value == 0 or _infinite(value)
+    return value.device.type == "cpu" and (_infinite(value) or bool((value == 0).any()))
 
 
 def _weights(rows: _Coefficients, source: str, target: str) -> tuple[Number, Number]:
@@ -98,10 +105,13 @@ def target(kind: str, x0: Tensor, noise: Tensor, path: Path, t: float | Tensor) 
     """What a network that predicts ``kind`` should answer at ``alpha x0 + sigma noise``: its training target.
 
     ``x0`` and ``noise`` have one shape ``(B, ...)``; ``t`` is a number or ``(B,)``. Formed from the pair itself, so
-    nothing cancels near the data as it would by way of the state. Raises InputError for an unknown kind.
+    nothing cancels near the data as it would by way of the state. Raises InputError for an unknown kind, or a time
+    where its value is infinite (the score at t = 0).
     """
     check_choice("prediction kind", kind, KINDS)
     scale, p, q = _Coefficients(path, t).row(kind)
+    if _singular(scale) or (kind == "velocity" and _infinite(q)):
+        raise InputError(f"target: {kind!r} is infinite at t={t} on {path!r}")
     dtype = working_dtype(x0, noise)
     return _combine(x0.to(dtype), noise.to(dtype), p / scale, q / scale)
 

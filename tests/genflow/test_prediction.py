@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from genflow.errors import InputError
 from genflow.paths import EDMPath, LinearPath, Path, TrigonometricPath, VPPath
-from genflow.prediction import KINDS, PREDICTION_TYPES, Prediction, convert
+from genflow.prediction import KINDS, PREDICTION_TYPES, Prediction, convert, target
 
 TABLE = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).alphas_cumprod
 FIXED = [VPPath.cosine(), VPPath.from_alphas_cumprod(TABLE), TrigonometricPath()]
@@ -48,12 +48,13 @@ def test_every_kind_from_every_other(path: Path, shape: list[int], t: float, see
     x = path.perturb(x0, eps, time)
     known = truth(path, x0, eps, time)
     for source in KINDS:
-        for target in KINDS:
-            got = convert(known[source], source, target, x, path, time)
-            back = convert(got, target, source, x, path, time)
+        torch.testing.assert_close(target(source, x0, eps, path, time), known[source], rtol=1e-12, atol=1e-12)
+        for other in KINDS:
+            got = convert(known[source], source, other, x, path, time)
+            back = convert(got, other, source, x, path, time)
             # the size of what is subtracted on the way sets how well a difference can be known
             size = max(1.0, got.abs().max().item(), known[source].abs().max().item(), x.abs().max().item()) ** 2
-            torch.testing.assert_close(got, known[target], rtol=0, atol=1e-11 * size)
+            torch.testing.assert_close(got, known[other], rtol=0, atol=1e-11 * size)
             torch.testing.assert_close(back, known[source], rtol=0, atol=1e-11 * size)
 
 
@@ -65,8 +66,8 @@ def test_round_trips_to_1e12(path: Path) -> None:
     x, value = (torch.randn(64, 3, generator=generator, dtype=torch.float64) for _ in range(2))
     t = 0.2 + 0.5 * torch.rand(64, generator=generator, dtype=torch.float64)
     for source in KINDS:
-        for target in KINDS:
-            back = convert(convert(value, source, target, x, path, t), target, source, x, path, t)
+        for other in KINDS:
+            back = convert(convert(value, source, other, x, path, t), other, source, x, path, t)
             torch.testing.assert_close(back, value, rtol=1e-12, atol=1e-12)
 
 
@@ -119,7 +120,7 @@ def test_ends_of_the_path(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "path", "t"),
+    ("source", "other", "path", "t"),
     [
         ("epsilon", "sample", LinearPath(), 1.0),
         ("epsilon", "flow_prediction", TrigonometricPath(), 1.0),
@@ -131,10 +132,26 @@ def test_ends_of_the_path(path: Path) -> None:
         ("epsilon", "sample", LinearPath(), torch.tensor([0.5, 1.0])),
     ],
 )
-def test_singular_times_are_named(source: str, target: str, path: Path, t: float | torch.Tensor) -> None:
+def test_singular_times_are_named(source: str, other: str, path: Path, t: float | torch.Tensor) -> None:
     x = torch.zeros(2, 3)
-    with pytest.raises(InputError, match=rf"'{source}' does not determine '{target}' at t="):
-        convert(x, source, target, x, path, t)
+    with pytest.raises(InputError, match=rf"'{source}' does not determine '{other}' at t="):
+        convert(x, source, other, x, path, t)
+
+
+def test_targets_at_the_ends() -> None:
+    x0, eps = torch.randn(2, 2, 3)
+    assert torch.equal(target("velocity", x0, eps, LinearPath(), 1.0), eps - x0)
+    assert torch.equal(target("sample", x0, eps, LinearPath(), torch.tensor([0.0, 1.0])), x0)
+    assert target("epsilon", x0.half(), eps.half(), LinearPath(), 0.0).dtype == torch.float32
+    for kind, path, t in (
+        ("score", LinearPath(), 0.0),
+        ("score", LinearPath(), torch.tensor([0.5, 0.0])),
+        ("velocity", VPPath.linear(), 0.0),
+    ):
+        with pytest.raises(InputError, match=f"target: '{kind}' is infinite at t="):
+            target(kind, x0, eps, path, t)
+    with pytest.raises(InputError, match="did you mean 'score'"):
+        target("scor", x0, eps, LinearPath(), 0.5)
 
 
 def test_epsilon_and_score_agree_where_alpha_is_zero() -> None:

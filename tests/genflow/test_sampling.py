@@ -1,6 +1,8 @@
 """Noise, grids, the loop and the adaptive ODE: distributions, independence of the batch, failures."""
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -313,3 +315,13 @@ def test_adaptive_failures() -> None:
     for options in ({"method": "euler"}, {"rtol": 0.0}, {"atol": -1.0}, {"start": 2.0}, {"noise_min": -1.0}):
         with pytest.raises(InputError, match=next(iter(options))):
             sample_adaptive(model, x, **options)
+
+
+def test_the_ground_floor_needs_torch_alone() -> None:
+    """Nothing up to the sampling loop imports diffusers, which alone costs seconds."""
+    code = (
+        "import sys, genflow.paths, genflow.solvers, genflow.models, genflow.guidance, genflow.sampling\n"
+        "print([m for m in ('diffusers', 'transformers', 'matplotlib', 'torchdiffeq') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
