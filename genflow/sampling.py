@@ -90,13 +90,18 @@ def time_grid(
 
 
 class FiniteCheck:
-    """Notices NaN and infinity: at once on the host, after the run on an accelerator, so that no step waits."""
+    """Notices NaN and infinity: at once on the host, after the run on an accelerator, so that no step waits.
+
+    Call :meth:`look` after every evaluation and :meth:`verdict` once at the end. ``what(i)`` words the error for
+    evaluation ``i``.
+    """
 
     def __init__(self, what: Callable[[int], str]) -> None:
         self.what = what
         self.flags: list[Tensor] = []
 
     def look(self, x: Tensor) -> None:
+        """Note whether the state ``x`` is finite; on the host, raise NonFiniteError if it is not."""
         self.flags.append(torch.isfinite(x).all())
         if x.device.type == "cpu":
             self.verdict(len(self.flags) - 1)
