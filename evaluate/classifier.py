@@ -147,8 +147,8 @@ def main(
     precision: Annotated[str, typer.Option(help="Arithmetic of the training: auto, fp32, bf16.")] = "auto",
 ) -> None:
     """Train the Fashion-MNIST classifier; write its weights, its configuration and its card."""
-    from genflow.training import data
-    from genflow.training.precision import resolve
+    from genflow import data
+    from genflow.precision import resolve
 
     chosen = resolve(precision)
     print(f"{chosen.name}: {chosen.reason}")

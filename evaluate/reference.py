@@ -112,7 +112,7 @@ def main(
     split: Annotated[str, typer.Option(help="test or train.")] = "test",
 ) -> None:
     """Write the features of Fashion-MNIST's images, their statistics and a card."""
-    from genflow.training.data import load_images
+    from genflow.data import load_images
 
     data = load_images("fashion-mnist", split=split)
     extractor = FeatureExtractor.from_folder(classifier)

@@ -13,7 +13,7 @@ from torch import Tensor
 from genflow.errors import InputError, check_number
 from genflow.evaluate.console import progress_bar
 from genflow.images import METADATA_KEY
-from genflow.training.data import IMAGE_SUFFIXES, load_images
+from genflow.data import IMAGE_SUFFIXES, load_images
 
 __all__ = ["Samples", "load_samples"]
 

@@ -1,5 +1,7 @@
 """Running statistics: numpy's figures, whatever the batches, and files that say what is wrong with them."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ def data(seed: int, count: int, dimensions: int = 5, offset: float = 0.0) -> tor
 def test_any_batches_and_merges_give_one_pass(seed, cuts):
     x = data(seed, 60)
     edges = [0, *sorted(cuts), 60]
-    parts = [x[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [x[a:b] for a, b in itertools.pairwise(edges)]
     updated, merged = FeatureStatistics(5), FeatureStatistics(5)
     for part in parts:
         updated.update(part)

@@ -1,0 +1,191 @@
+"""Speed of genflow's own parts against what they replace, both measured in one run, turn about.
+
+``python -m genflow.evaluate.speed NAME [--json FILE]``; without a name it lists the benchmarks. Every row gives our
+figure, the peer's and their ``ratio``, ours over the peer's; ``better`` says which way is good.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from genflow.errors import check_choice
+from genflow.evaluate.console import run
+from genflow.files import write_json
+
+__all__ = ["BENCHMARKS", "Row", "compare", "run_benchmark"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison: a figure of ours and of the peer, in one unit."""
+
+    what: str
+    ours_name: str
+    peer_name: str
+    ours: float
+    peer: float
+    unit: str = "s"
+    better: str = "lower"
+
+    @property
+    def ratio(self) -> float:
+        """Ours over the peer's."""
+        return self.ours / self.peer
+
+
+def compare(ours: Callable[[], Any], peer: Callable[[], Any], repeats: int) -> tuple[float, float]:
+    """Least wall seconds of ``ours`` and of ``peer`` over ``repeats`` runs in turn, so that both see one load."""
+    best = [float("inf"), float("inf")]
+    for _ in range(repeats):
+        for index, work in enumerate((ours, peer)):
+            begun = time.perf_counter()
+            work()
+            best[index] = min(best[index], time.perf_counter() - begun)
+    return best[0], best[1]
+
+
+def _frechet_by_scipy(first: Tensor, second: Tensor) -> float:
+    """The usual route: covariances, then the root of their product as a general matrix, real part."""
+    import numpy as np
+    import scipy.linalg
+
+    one, two = first.double().numpy(), second.double().numpy()
+    covariance1, covariance2 = np.cov(one, rowvar=False), np.cov(two, rowvar=False)
+    root = scipy.linalg.sqrtm(covariance1 @ covariance2).real
+    shift = one.mean(0) - two.mean(0)
+    return float(shift @ shift + np.trace(covariance1) + np.trace(covariance2) - 2 * np.trace(root))
+
+
+def _radii_by_cdist(features: Tensor, k: int) -> Tensor:
+    """The usual route: the whole matrix of distances, then kthvalue (the sample itself being the first)."""
+    return torch.cdist(features, features).kthvalue(k + 1, dim=1).values
+
+
+def metrics(quick: bool) -> list[Row]:
+    """The Frechet distance against scipy's sqrtm; k-NN radii against torch.cdist and kthvalue."""
+    from genflow.metrics.frechet import frechet_distance_from_features
+    from genflow.metrics.neighbours import neighbour_radii
+
+    dimensions, large, small, points = (64, 200, 40, 500) if quick else (2048, 4096, 1000, 10_000)
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.linspace(1, 0.01, dimensions)
+    rows = []
+    for count in (large, small):
+        first = torch.randn(count, dimensions, generator=generator) * scales
+        second = torch.randn(count, dimensions, generator=generator) * scales.flip(0)
+        ours, peer = compare(
+            lambda first=first, second=second: frechet_distance_from_features(first, second),
+            lambda first=first, second=second: _frechet_by_scipy(first, second),
+            repeats=1,
+        )
+        what = f"Frechet distance, {count} x {dimensions} features"
+        rows.append(Row(what, "frechet_distance_from_features", "numpy.cov, scipy.linalg.sqrtm", ours, peer))
+    features = torch.randn(points, dimensions, generator=generator)
+    ours, peer = compare(lambda: neighbour_radii(features, (3,)), lambda: _radii_by_cdist(features, 3), repeats=2)
+    what = f"k-NN radii, {points} x {dimensions} features, float32"
+    return [*rows, Row(what, "neighbour_radii", "torch.cdist, kthvalue", ours, peer)]
+
+
+def _train_step(network: nn.Module, batch_size: int, bf16: bool) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch_size, 1, 28, 28, generator=generator).to(memory_format=torch.channels_last)
+    timesteps = torch.rand(batch_size, generator=generator) * 1000
+    labels = torch.randint(0, 10, (batch_size,), generator=generator)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            predicted = network(images, timesteps, class_labels=labels).sample
+        nn.functional.mse_loss(predicted.float(), images).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()  # allocates the optimizer's state
+    return step
+
+
+def network(quick: bool) -> list[Row]:
+    """The shipped recipe's network against diffusers' UNet2DModel: training steps, class-conditional, 28x28."""
+    from genflow.training.networks import create_network
+    from genflow.precision import probe
+    from genflow.training.recipe import load_recipe
+
+    recipe = load_recipe("fashion-mnist")
+    batch_size, repeats = (8, 1) if quick else (64, 4)
+    common = {"size": (28, 28), "channels": 1, "num_classes": 10}
+    # diffusers' network at 28/14/7 with attention at the lowest, the smallest usual setting for this size.
+    usual = {
+        "block_out_channels": [32, 64, 96],
+        "layers_per_block": 2,
+        "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
+        "up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
+    }
+    torch.manual_seed(0)
+    ours_network = create_network(recipe.network.type, options=recipe.network.options, **common)
+    peer_network = create_network("unet2d", options=usual, **common)
+    bf16 = probe().name == "bf16"
+    ours, peer = compare(
+        _train_step(ours_network, batch_size, bf16), _train_step(peer_network, batch_size, bf16), repeats
+    )
+    sizes = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (ours_network, peer_network)]
+    row = Row(
+        f"training, batch {batch_size}, {'bf16' if bf16 else 'fp32'}",
+        f"{type(ours_network).__name__}, {sizes[0]:.2f} M",
+        f"{type(peer_network).__name__} 32/64/96, {sizes[1]:.2f} M",
+        batch_size / ours,
+        batch_size / peer,
+        unit="images/s",
+        better="higher",
+    )
+    return [row]
+
+
+BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {"metrics": metrics, "network": network}
+"""Benchmarks by name; each takes ``quick`` (small sizes, for tests) and returns its rows."""
+
+
+def run_benchmark(name: str, quick: bool = False) -> dict[str, Any]:
+    """Run one of :data:`BENCHMARKS`; JSON-safe: its rows, with ``ratio`` in each, and what it ran on."""
+    rows = BENCHMARKS[check_choice("benchmark", name, BENCHMARKS)](quick)
+    return {
+        "benchmark": name,
+        "quick": quick,
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "rows": [{**asdict(row), "ratio": row.ratio} for row in rows],
+    }
+
+
+def main(
+    name: Annotated[str | None, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes: does it run, not how fast.")] = False,
+) -> None:
+    """Measure genflow's parts against what they replace; without a name, list the benchmarks."""
+    console = Console()
+    if name is None:
+        for known, benchmark in BENCHMARKS.items():
+            console.print(f"{known}: {benchmark.__doc__}", highlight=False)
+        return
+    result = run_benchmark(name, quick)
+    table = Table(title=f"{name}, {result['threads']} thread(s)")
+    for column in ("what", "ours", "peer", "ratio"):
+        table.add_column(column, justify="right" if column == "ratio" else "left")
+    for row in result["rows"]:
+        figures = [f"{row[side]:.3g} {row['unit']}\n{row[side + '_name']}" for side in ("ours", "peer")]
+        table.add_row(f"{row['what']}\n({row['better']} is better)", *figures, f"{row['ratio']:.3g}")
+    console.print(table)
+    if json_file is not None:
+        write_json(json_file, result)
+
+
+if __name__ == "__main__":
+    run(main)
