@@ -1,4 +1,4 @@
-"""Make the shipped Fashion-MNIST model: train, or go on training; pack in half precision; sample, score, write the card.
+"""Make the shipped Fashion-MNIST model: train or go on training; pack in half precision; sample, score, write a card.
 
 Runs as ``python -m genflow.evaluate.shipped_model``.
 """
