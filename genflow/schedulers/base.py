@@ -64,12 +64,15 @@ def register_scheduler(init: Callable[..., None]) -> Callable[..., None]:
             if key not in own and key not in FAMILY_KEYS:
                 known = [*own, *FAMILY_KEYS]
                 raise InputError(f"{type(self).__name__}: {key!r} is not known{nearest(key, known)}")
-        options = {**own, **dict(zip(own, args, strict=False))}
-        options.update({key: value for key, value in kwargs.items() if key in own})
+        bound = {**dict(zip(own, args, strict=False)), **kwargs}
+        options = {key: bound.get(key, default) for key, default in own.items()}
         family = family_from_keys({key: value for key, value in kwargs.items() if key not in own})
-        # diffusers' classes skip, without a warning, keys that are said to stand at their defaults
-        silent = [*options, *(key for key, value in family.config.items() if value is None)]
-        self.register_to_config(**family.config, **options, _use_default_values=silent)
+        self.register_to_config(**family.config, **options)
+        # keys said to stand at a default are skipped, without a warning, by diffusers' classes that do not know them
+        unset = [*options, *(key for key, value in family.config.items() if value is None)]
+        unset = [key for key in unset if key not in bound]
+        if unset:
+            self.register_to_config(_use_default_values=unset)
         self._prepare(family)
         init(self, **options)
 
@@ -130,7 +133,12 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
         for key in unused:
             if not return_unused_kwargs:
                 raise InputError(f"{cls.__name__}: {key!r} is not known{nearest(key, known)}")
+        unset = config.get("_use_default_values", ())
         config = normalise(config, [key for key in known if key not in FAMILY_KEYS])
+        # what the other scheduler of ours left unset stays unset
+        for key in unset:
+            if key in known and (key not in FAMILY_KEYS or config.get(key) is None):
+                config.pop(key, None)
         for key, other in TIED_KEYS.items():
             if key in kwargs:
                 config.pop(other, None)
@@ -256,7 +264,9 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
         """What the network is to be fed: EDM's ``c_in * sample``, elsewhere the sample itself."""
         if self.family.name != "edm":
             return sample
-        return sample * self.family.input_scale(float(self._times[self._index(timestep)]))
+        index = self._begin_index if self._step_index is None else self._step_index
+        time = float(self._times[index]) if index is not None else float(self.family.time(float(timestep)))
+        return sample * self.family.input_scale(time)
 
     def predict(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor) -> Prediction:
         """Read a raw network output (for ``sample`` as it was before ``scale_model_input``) as a Prediction.

@@ -16,8 +16,9 @@ class FlowFamily(Family):
     """``x = (1 - sigma) x0 + sigma eps``; the network's timestep is ``num_train_timesteps * sigma``.
 
     The shift only moves the grid, once; time on the path is sigma itself. ``timestep_spacing``: ``trailing`` runs
-    from 1 in equal steps to 0, so that every step is alike; ``linspace`` runs from 1 to 1/num_train_timesteps and
-    then to 0, as FlowMatchEulerDiscreteScheduler does.
+    from 1 in equal steps to 0, so that every step is alike, which is what Flux's pipeline asks of a scheduler (and
+    leaves to one with ``use_flow_sigmas``); ``linspace`` runs from 1 to 1/num_train_timesteps and then to 0, the
+    default grid of FlowMatchEulerDiscreteScheduler, whose last step is next to nothing.
     """
 
     name = "flow"

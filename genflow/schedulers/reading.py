@@ -74,8 +74,7 @@ def normalise(config: Mapping[str, Any], options: Iterable[str] = ()) -> dict[st
         result = {**{key: value for key, value in own.items() if key in FAMILY_KEYS}, **result}
     _refuse_foreign(result, name, own is not None, options)
     if _detect(result) is FlowFamily and not (result.get("use_flow_sigmas") and "shift" in result):
-        # a diffusers flow: FlowMatchEuler and Heun space linearly down to 1/N, DPM-Solver++ and UniPC down to 0
-        result["timestep_spacing"] = "trailing" if result.get("use_flow_sigmas") else "linspace"
+        result.pop("timestep_spacing", None)  # a word of beta schedules, which DPM-Solver++'s flow mode ignores
     result = {key: _json_safe(value) for key, value in result.items()}
     return {key: value for key, value in result.items() if not (isinstance(value, float) and not math.isfinite(value))}
 

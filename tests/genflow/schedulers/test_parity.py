@@ -34,7 +34,7 @@ FLOWS += [{"use_beta_sigmas": True}]
 @pytest.mark.parametrize("steps", [2, 7])
 def test_flow_match_euler(config, steps):
     theirs = diffusers.FlowMatchEulerDiscreteScheduler(**config)
-    ours = RectifiedFlowScheduler.from_config(theirs.config)
+    ours = RectifiedFlowScheduler.from_config(theirs.config, timestep_spacing="linspace")
     kwargs = {"mu": 0.8} if config.get("use_dynamic_shifting") else {}
     expected, got = run(theirs, steps, **kwargs), run(ours, steps, **kwargs)
     torch.testing.assert_close(ours.timesteps, theirs.timesteps, rtol=1e-6, atol=1e-4)
@@ -55,7 +55,7 @@ def test_flow_match_euler_with_a_pipelines_own_sigmas():
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_flow_match_heun(steps):
     theirs = diffusers.FlowMatchHeunDiscreteScheduler()
-    ours = RectifiedFlowScheduler.from_config(theirs.config, solver="heun")
+    ours = RectifiedFlowScheduler.from_config(theirs.config, solver="heun", timestep_spacing="linspace")
     expected, got = run(theirs, steps), run(ours, steps)
     torch.testing.assert_close(ours.timesteps, theirs.timesteps, rtol=1e-6, atol=1e-4)
     torch.testing.assert_close(ours.sigmas, theirs.sigmas, rtol=1e-6, atol=1e-6)

@@ -22,7 +22,6 @@ FAMILY_OF = {
     "FlowMatchEulerDiscreteScheduler": "flow",
     "FlowMatchHeunDiscreteScheduler": "flow",
     "HeunDiscreteScheduler": BETA,
-    "KDPM2DiscreteScheduler": BETA,
     "LCMScheduler": BETA,
     "LMSDiscreteScheduler": BETA,
     "PNDMScheduler": BETA,
@@ -32,7 +31,6 @@ FAMILY_OF = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:__array_wrap__")  # KDPM2Discrete, with numpy 2
 @pytest.mark.parametrize("name", FAMILY_OF)
 def test_every_scheduler_of_diffusers(name, tmp_path):
     theirs = getattr(diffusers, name)()
