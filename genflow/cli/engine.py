@@ -148,7 +148,8 @@ def generate(
         done += wanted
         listener.progress(done)
     barrier()
-    drawn = _draw_grid(planned[:_GRID_IMAGES], sheet, out) if with_grid and index == 0 else None
+    with_grid = with_grid and len(planned) > 1 and index == 0
+    drawn = _draw_grid(planned[:_GRID_IMAGES], sheet, out) if with_grid else None
     asked = {job.path.name for job in planned} | {GRID_NAME}
     others = sum(path.name not in asked for path in out.glob("*.png") if not path.name.startswith("."))
     return Result(made=len(state.todo), kept=len(state.kept), others=others, grid=drawn)

@@ -47,8 +47,8 @@ def choose_dtype(name: str) -> torch.dtype:
 
 
 def quiet() -> None:
-    """Silence the libraries' bars and notes to developers: the command line has its own."""
-    logging.set_verbosity_error()
+    """Silence the libraries' bars and notes: the command line has its own bar, and reports what they raise."""
+    logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
         from transformers.utils import logging as transformers_logging
