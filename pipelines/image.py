@@ -184,7 +184,8 @@ class ImagePipeline(DiffusionPipeline):
         conditioning = {} if labels is None else {"class_labels": labels}
 
         schedule = self.scheduler.timesteps
-        times = [float(family.time(timestep)) for timestep in schedule.tolist()]
+        own = isinstance(self.scheduler, PathScheduler)
+        times = (self.scheduler.times if own else family.time(schedule.cpu().numpy())).tolist()
         order = getattr(self.scheduler, "order", 1)
         count = -(-len(times) // order)
         check = FiniteCheck(
@@ -200,7 +201,6 @@ class ImagePipeline(DiffusionPipeline):
                     model.step = i // order
                 prediction = model.predict(latents if family.name == "edm" else scaled, time, **conditioning)
                 check.look(prediction.to(prediction.kind))
-                own = isinstance(self.scheduler, PathScheduler)
                 output = prediction if own else family.model_output(prediction)
                 latents = self.scheduler.step(output, timestep, latents, return_dict=False, **extra)[0]
                 if callback_on_step_end is not None:

@@ -161,6 +161,11 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
         return self.family.prediction_type
 
     @property
+    def times(self) -> np.ndarray:
+        """The path's time at every entry of ``timesteps``, float64 on the host."""
+        return self._times
+
+    @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the noise to start from."""
         return self.family.prior_std(float(self._times[0]))

@@ -50,7 +50,7 @@ def test_converges_to_the_closed_form_at_its_order(config, solver, order):
         else:
             scheduler.set_timesteps(steps)
         x = scheduler.init_noise_sigma * noise(dtype=torch.float64)
-        t = float(scheduler._times[0])
+        t = float(scheduler.times[0])
         exact = x * 0.5 / (scheduler.path.alpha(t) ** 2 * 0.25 + scheduler.path.sigma(t) ** 2) ** 0.5
         result = run(scheduler, x)
         assert result.dtype == torch.float64
@@ -152,7 +152,7 @@ def test_any_schedule_is_consistent(config, spacing, bend, steps, shift, solver)
     index = steps // 2 * scheduler.order if steps > 1 else 0
     index = min(index, len(timesteps) - 1)
     noisy = scheduler.add_noise(x, eps, scheduler.timesteps[index])
-    t = float(scheduler._times[index])
+    t = float(scheduler.times[index])
     expected = scheduler.path.alpha(t) + 2 * scheduler.path.sigma(t)
     assert noisy.item() == pytest.approx(expected, rel=1e-4)
 
