@@ -69,6 +69,7 @@ print(len(pipe("dog", num_inference_steps=2).images))
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process(folder, tmp_path):
     """diffusers loads a component only from a module that is imported already."""
     import genflow.pipelines.image as module
