@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 _SUBMODULES = (
     "assets",
+    "data",
     "evaluate",
     "guidance",
     "images",
@@ -17,6 +18,7 @@ _SUBMODULES = (
     "models",
     "paths",
     "pipelines",
+    "precision",
     "prediction",
     "sampling",
     "schedulers",
