@@ -229,6 +229,7 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
             )
         solver = self.make_solver()
         solver.start(self.path, times)
+        self.path.remember(solver.evaluations)
         self._solver = solver
         self.num_inference_steps = steps
         self._set_clock(np.asarray(solver.evaluations, dtype=np.float64), float(times[-1]), device)

@@ -43,10 +43,8 @@ class Heun(Solver):
         if single:
             names[-1] = "denoised"  # finite at sigma = 0, and the result is x0 itself
         self._kinds = [FRAMES[name].kind for name in names]
-        self._weights = [
-            tuple(float(w[0]) for w in FRAMES[name].weights(self.path, start[n : n + 1], end[n : n + 1]))
-            for n, name in enumerate(names)
-        ]
+        by_frame = {name: FRAMES[name].weights(self.path, start, end) for name in set(names)}
+        self._weights = [tuple(float(w[n]) for w in by_frame[name]) for n, name in enumerate(names)]
         count = 2 * len(start) - single
         self.evaluations = np.stack([start, end], axis=1).ravel()[:count]
         self.step_of = np.repeat(np.arange(len(start)), 2)[:count]

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import subprocess
-import sys
 
 import diffusers
 import huggingface_hub
@@ -55,31 +53,6 @@ def test_round_trip(folder):
     index = json.loads((folder / "model_index.json").read_text())
     assert index["scheduler"] == ["genflow.schedulers.rectified_flow", "RectifiedFlowScheduler"]
     assert not list(folder.rglob("*.bin"))
-
-
-FRESH = """
-import sys
-from diffusers import DiffusionPipeline
-import diffusers.utils.dynamic_modules_utils as dynamic
-dynamic.HF_MODULES_CACHE = sys.argv[3]
-pipe = DiffusionPipeline.from_pretrained(sys.argv[1], custom_pipeline=sys.argv[2], trust_remote_code=True)
-from genflow.pipelines import ImagePipeline
-assert type(pipe.scheduler) is type(ImagePipeline.from_pretrained(sys.argv[1]).scheduler)
-print(len(pipe("dog", num_inference_steps=2).images))
-"""
-
-
-@pytest.mark.slow
-def test_a_fresh_process(folder, tmp_path):
-    """diffusers loads a component only from a module that is imported already."""
-    import genflow.pipelines.image as module
-
-    done = subprocess.run(
-        [sys.executable, "-c", FRESH, str(folder), module.__file__, str(tmp_path / "modules")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "1"
 
 
 def test_loads_without_a_word(folder, caplog):

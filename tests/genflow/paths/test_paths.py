@@ -243,3 +243,14 @@ def test_perturb_refuses_shapes_that_do_not_fit() -> None:
 def test_bad_options(build: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         build()
+
+
+@pytest.mark.parametrize("path", EXAMPLES)
+def test_a_schedule_evaluated_at_once_gives_the_numbers_of_single_evaluations(path):
+    times = np.linspace(1, 0, 11)
+    single = [(path.alpha(t), path.sigma(t), path.noise_level(t)) for t in times.tolist()]
+    fresh = Path.from_config(path.to_config())
+    fresh.remember(times)
+    for t, expected in zip(times.tolist(), single, strict=True):
+        assert (fresh.alpha(t), fresh.sigma(t), fresh.noise_level(t)) == pytest.approx(expected, rel=1e-14)
+    assert fresh == path
