@@ -11,7 +11,7 @@ from typing import Annotated
 import torch
 import typer
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from genflow.errors import InputError, check_choice
@@ -66,7 +66,7 @@ def save_reference(
     folder = Path(folder)
     header = {"data": description, "classifier": extractor.name, "classifier_sha256": extractor.sha256}
     with atomic_path(folder / "features.safetensors") as temporary:
-        save_file({"features": features.half(), "labels": labels}, temporary, metadata=header)
+        temporary.write_bytes(save({"features": features.half(), "labels": labels}, header))
     FeatureStatistics.from_features(features).save(folder / "statistics.safetensors", header)
 
 

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from genflow.data import IMAGE_SUFFIXES, load_images
 from genflow.errors import InputError, check_number
 from genflow.evaluate.console import progress_bar
 from genflow.images import METADATA_KEY
-from genflow.data import IMAGE_SUFFIXES, load_images
 
 __all__ = ["Samples", "load_samples"]
 

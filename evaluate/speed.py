@@ -114,8 +114,8 @@ def _train_step(network: nn.Module, batch_size: int, bf16: bool) -> Callable[[],
 
 def network(quick: bool) -> list[Row]:
     """The shipped recipe's network against diffusers' UNet2DModel: training steps, class-conditional, 28x28."""
-    from genflow.training.networks import create_network
     from genflow.precision import probe
+    from genflow.training.networks import create_network
     from genflow.training.recipe import load_recipe
 
     recipe = load_recipe("fashion-mnist")

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from genflow.errors import InputError
@@ -97,7 +97,7 @@ def save_classifier(network: ImageClassifier, folder: str | Path) -> None:
                 if kept.is_file():
                     shutil.copy2(kept, temporary / kept.name)
         write_json(temporary / "config.json", {"class": "ImageClassifier", **asdict(network.config)})
-        save_file(tensors, temporary / "model.safetensors")
+        (temporary / "model.safetensors").write_bytes(save(tensors))
 
 
 def load_classifier(folder: str | Path) -> ImageClassifier:

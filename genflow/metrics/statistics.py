@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from genflow.errors import InputError
@@ -87,7 +87,7 @@ class FeatureStatistics:
         """Write mean, covariance and count atomically, with string ``metadata`` in the file's header."""
         tensors = {"mean": self.mean, "covariance": self.covariance, "count": torch.tensor([self.count])}
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+            temporary.write_bytes(save(tensors, metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> "FeatureStatistics":
