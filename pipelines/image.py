@@ -10,14 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    AutoencoderTiny,
+    DiffusionPipeline,
+    DiTTransformer2DModel,
+    ImagePipelineOutput,
+    ModelMixin,
+    UNet2DModel,
+)
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from genflow.errors import InputError, check_choice, check_number, nearest
 from genflow.guidance import Guidance, GuidedModel, create_guidance
 from genflow.images import to_pil
-from genflow.models import PathModel, from_diffusers
+from genflow.models import LeanUNet2DModel, PathModel, from_diffusers
 from genflow.pipelines.loading import HUB_OPTIONS, import_components, locate, read_index, summary
 from genflow.sampling import FiniteCheck, randn
 from genflow.schedulers import Family, PathScheduler, family_from_config
@@ -25,6 +34,10 @@ from genflow.schedulers import Family, PathScheduler, family_from_config
 __all__ = ["ImagePipeline"]
 
 import_components()
+
+# any ModelMixin will do; from_pipe() looks for the very class
+Network = ModelMixin | LeanUNet2DModel | UNet2DModel | DiTTransformer2DModel
+Decoder = ModelMixin | AutoencoderKL | AutoencoderTiny | AutoencoderDC
 
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 
@@ -51,9 +64,9 @@ class ImagePipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        unet: ModelMixin,
+        unet: Network,
         scheduler: SchedulerMixin,
-        vae: ModelMixin | None = None,
+        vae: Decoder | None = None,
         class_names: list[str] | None = None,
         null_label: int | None = None,
         default_steps: int = 25,
@@ -83,8 +96,8 @@ class ImagePipeline(DiffusionPipeline):
         kwargs.setdefault("use_safetensors", True)
         try:
             if "transformer" in index and "unet" not in index:  # DiTPipeline's name for its network
-                return cls._from_dit(DiffusionPipeline.from_pretrained(folder, **kwargs))
-            return super().from_pretrained(folder, **kwargs)
+                return cls._from_dit(DiffusionPipeline.from_pretrained(str(folder), **kwargs))
+            return super().from_pretrained(str(folder), **kwargs)
         except InputError as error:
             raise InputError(f"model: {folder}: {error}") from error
         except Exception as error:  # diffusers, safetensors and torch each have errors of their own for a broken file
@@ -217,11 +230,7 @@ class ImagePipeline(DiffusionPipeline):
         sizes = {}
         if batch_size is not None:
             sizes["batch_size"] = int(check_number("batch_size", batch_size, at_least=1, integer=True))
-        if (
-            labels is not None
-            and not isinstance(labels, (int, str))
-            and not (isinstance(labels, Tensor) and labels.ndim == 0)
-        ):
+        if labels is not None and not _is_single(labels):
             sizes["class_labels"] = len(labels)
         if latents is not None:
             sizes["latents"] = latents.shape[0]
@@ -240,7 +249,7 @@ class ImagePipeline(DiffusionPipeline):
             return None if count is None else torch.full((batch,), self.null_label, device=device)
         if count is None:
             raise InputError("class_labels: the network is unconditional; allowed: None")
-        if isinstance(labels, (int, str)) or (isinstance(labels, Tensor) and labels.ndim == 0):
+        if _is_single(labels):
             labels = [labels] * batch
         found = [self._label(label, count) for label in (labels.tolist() if isinstance(labels, Tensor) else labels)]
         return torch.tensor(found, dtype=torch.int64, device=device)
@@ -344,6 +353,10 @@ class ImagePipeline(DiffusionPipeline):
             return to_pil(images)
         images = images / 2 + 0.5
         return images if output_type == "pt" else images.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _is_single(labels: Any) -> bool:
+    return isinstance(labels, (int, str)) or (isinstance(labels, Tensor) and labels.ndim == 0)
 
 
 def _family(scheduler: SchedulerMixin) -> Family:

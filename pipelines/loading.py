@@ -1,6 +1,8 @@
 """Finding a saved pipeline: a shipped name, a folder, or a repository of the Hugging Face hub."""
 
+import difflib
 import importlib
+import inspect
 import json
 import pkgutil
 import re
@@ -69,7 +71,11 @@ def _download(name: str, known: str, options: dict[str, Any]) -> Path:
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The folder's model_index.json; raises InputError where it is missing or broken."""
+    """The folder's model_index.json.
+
+    Raises InputError where it is missing or broken, or where the config of one of genflow's own classes holds a key
+    that the class does not know and that looks like one it does: diffusers would pass over it.
+    """
     path = folder / "model_index.json"
     if not path.is_file():
         raise InputError(f"model: {folder} has no model_index.json; allowed: the folder of a saved diffusers pipeline")
@@ -79,7 +85,26 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise InputError(f"model: {path} cannot be read ({summary(error)})") from error
     if not isinstance(index, dict):
         raise InputError(f"model: {path} holds no JSON object")
+    for component, entry in index.items():
+        if isinstance(entry, list) and len(entry) == 2 and str(entry[0]).startswith("genflow."):
+            for config in sorted((folder / component).glob("*config.json")):
+                _check_spelling(config, *entry)
     return index
+
+
+def _check_spelling(path: Path, module: str, class_name: str) -> None:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kind = getattr(importlib.import_module(module), class_name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model: {path} cannot be read ({summary(error)})") from error
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"model: this genflow has no {module}.{class_name}") from error
+    known = list(inspect.signature(kind.__init__).parameters)
+    for key in config:
+        # An unlike key may be one that another class left behind, which diffusers keeps.
+        if key not in known and difflib.get_close_matches(key, known, n=1, cutoff=0.8):
+            raise InputError(f"model: {path}: {class_name} has no {key!r}{nearest(key, known)}")
 
 
 def summary(error: BaseException) -> str:

@@ -309,6 +309,15 @@ def test_swapping_schedulers():
     assert pipe.scheduler.family.name == "flow"
 
 
+def test_from_another_pipeline():
+    theirs = diffusers.DDPMPipeline(unet(), diffusers.DDPMScheduler())
+    ours = ImagePipeline.from_pipe(theirs, default_steps=2)
+    ours.set_progress_bar_config(disable=True)
+    assert ours.unet is theirs.unet
+    assert len(ours(batch_size=2).images) == 2
+    assert ImagePipeline.from_pipe(ours).config.default_steps == 2
+
+
 def test_diffusers_own_loader_gives_the_same_images(tmp_path, monkeypatch):
     """DiffusionPipeline.from_pretrained(folder, custom_pipeline=path of pipelines/image.py)."""
     import diffusers.utils.dynamic_modules_utils as dynamic
