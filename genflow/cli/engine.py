@@ -108,7 +108,7 @@ def generate(
     if batch_size is not None:
         check_number("--batch-size", batch_size, at_least=1, integer=True)
     index, count = process
-    place, dtype = choose_device(device, local_rank=index), choose_dtype(request.dtype)
+    place, dtype = choose_device(device), choose_dtype(request.dtype)
     out = output_folder("--out", out)
     folder = locate(request.model)
     runner = make_runner(load_pipeline(folder, dtype, place), folder)

@@ -1,5 +1,6 @@
 """From a folder to a pipeline on its device, in the number format asked for."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,17 @@ _IMAGE_PIPELINES = {"ImagePipeline", "DDPMPipeline", "DDIMPipeline", "DiTPipelin
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
+def choose_device(name: str) -> torch.device:
     """``auto`` is the first of CUDA, Apple's MPS and the CPU that this machine has.
+
+    Of several GPUs it is the one that a launcher of several processes names in LOCAL_RANK, else the first.
 
     Raises:
         InputError: no such device, or not on this machine.
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", local_rank)
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)

@@ -1,7 +1,8 @@
 """The ``genflow`` command: its sub-commands, and what a failure looks like.
 
 Exit status: 0 success, 1 failure, 2 bad input (one line on stderr that says what is wrong and what is allowed),
-130 stopped by Ctrl-C. ``GENFLOW_TRACEBACK=1`` shows where bad input was refused. Torch and diffusers are imported inside the commands, so that ``--help`` is quick.
+130 stopped by Ctrl-C; ``GENFLOW_TRACEBACK=1`` shows where bad input was refused. Torch and diffusers are imported
+inside the commands, so that ``--help`` is quick.
 """
 
 import errno

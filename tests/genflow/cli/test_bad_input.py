@@ -60,6 +60,17 @@ def test_broken_or_misspelt_configurations(genflow: Run, class_model: Path) -> N
     refused(genflow("generate", "--model", "model"), "cannot be loaded")
 
 
+@pytest.mark.parametrize(
+    ("part", "key"), [("scheduler/scheduler_config.json", "shift"), ("unet/config.json", "num_classes")]
+)
+def test_misspelt_key_in_a_models_config(genflow: Run, class_model: Path, part: str, key: str) -> None:
+    shutil.copytree(class_model, "model")
+    config = json.loads(Path("model", part).read_text())
+    config[key[1:]] = config.pop(key)
+    Path("model", part).write_text(json.dumps(config))
+    refused(genflow("generate", "--model", "model"), part, f"no {key[1:]!r} (did you mean {key!r}?)")
+
+
 def test_pickled_weights_are_not_opened(genflow: Run, class_model: Path) -> None:
     shutil.copytree(class_model, "model")
     Path("model/unet/diffusion_pytorch_model.safetensors").rename("model/unet/diffusion_pytorch_model.bin")
