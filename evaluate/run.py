@@ -78,8 +78,9 @@ def evaluate(
         features = ref.extractor(given.images, advance)
     fd = frechet_distance_from_statistics(FeatureStatistics.from_features(features.values), ref.statistics)
     with progress_bar("neighbours", 2 * len(ref.features) + number, progress) as advance:
+        place = "cpu" if torch.device(device).type == "mps" else device  # mps has no float64
         covering = neighbour_metrics(
-            ref.features.to(device), features.values.to(device), k=k, density_k=density_k, progress=advance
+            ref.features.to(place), features.values.to(place), k=k, density_k=density_k, progress=advance
         )
     metrics = {
         "fd": fd,

@@ -96,17 +96,26 @@ def neighbour_metrics(
 
 
 def _radii(features: Tensor, ks: tuple[int, ...], max_bytes: int, progress: Progress | None) -> Tensor:
-    radii = []
+    """Each distance is computed once and counts for both its ends: a block's columns begin where its rows do."""
+    nearest = features.new_full((len(features), max(ks)), torch.inf)
     start = 0
-    for block in _blocks(features, features, max_bytes):
-        rows = torch.arange(len(block), device=block.device)
-        block[rows, rows + start] = torch.inf  # a sample is not its own neighbour; its duplicates are
-        nearest = block.topk(max(ks), dim=1, largest=False).values
-        radii.append(nearest[:, [k - 1 for k in ks]].T)
-        start += len(block)
+    for block in _blocks(features, features, max_bytes, upper=True):
+        stop = start + len(block)
+        block.diagonal().fill_(torch.inf)  # a sample is not its own neighbour; its duplicates are
+        nearest[start:stop] = _smallest(nearest[start:stop], block)
+        if stop < len(features):
+            nearest[stop:] = _smallest(nearest[stop:], block[:, stop - start :].T)
         if progress:
-            progress(len(block))
-    return torch.cat(radii, dim=1)
+            progress(stop - start)
+        start = stop
+    return nearest[:, [k - 1 for k in ks]].T
+
+
+def _smallest(nearest: Tensor, block: Tensor) -> Tensor:
+    """The smallest of each row of ``nearest`` and ``block`` together, ascending, as many as ``nearest`` has."""
+    count = nearest.shape[1]
+    found = block.topk(min(count, block.shape[1]), dim=1, largest=False).values
+    return torch.cat([nearest, found], dim=1).topk(count, dim=1, largest=False).values
 
 
 def _closed(radii: Tensor, centres: Tensor) -> Tensor:
@@ -115,14 +124,18 @@ def _closed(radii: Tensor, centres: Tensor) -> Tensor:
     return radii + _rounding(centres) * (norms + (norms.sqrt() + radii.sqrt()).square())
 
 
-def _blocks(rows: Tensor, columns: Tensor, max_bytes: int) -> Iterator[Tensor]:
-    """Squared distances from successive blocks of ``rows`` to all ``columns``, each ``(block, len(columns))``."""
+def _blocks(rows: Tensor, columns: Tensor, max_bytes: int, upper: bool = False) -> Iterator[Tensor]:
+    """Squared distances from successive blocks of ``rows`` to all ``columns``, each ``(block, len(columns))``.
+
+    With ``upper``, rows and columns being the same, to the columns from the block's first row on.
+    """
     # A block, its norms and the comparisons' masks: three times a block's own size bounds them.
     height = max(1, max_bytes // (3 * len(columns) * rows.element_size()))
     row_norms, column_norms = rows.square().sum(1, keepdim=True), columns.square().sum(1)
     for start in range(0, len(rows), height):
-        norms = row_norms[start : start + height] + column_norms
-        block = torch.addmm(norms, rows[start : start + height], columns.T, alpha=-2)
+        first = start if upper else 0
+        norms = row_norms[start : start + height] + column_norms[first:]
+        block = torch.addmm(norms, rows[start : start + height], columns[first:].T, alpha=-2)
         yield block.mul_(block > norms.mul_(_rounding(rows)))  # duplicates are at distance zero exactly
 
 
