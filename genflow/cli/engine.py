@@ -26,6 +26,7 @@ __all__ = ["GRID_NAME", "Listener", "Result", "generate"]
 
 GRID_NAME = "grid.png"
 _GRID_IMAGES = 256  # more would be a poster
+_GRID_COLUMNS = 16  # up to so many classes in turn stand one in a column
 _EXACT_ROWS = 16
 
 
@@ -149,7 +150,8 @@ def generate(
         listener.progress(done)
     barrier()
     with_grid = with_grid and len(planned) > 1 and index == 0
-    drawn = _draw_grid(planned[:_GRID_IMAGES], sheet, out) if with_grid else None
+    columns = len(labels) if labels and len(labels) <= _GRID_COLUMNS and len(planned) > len(labels) else None
+    drawn = _draw_grid(planned[:_GRID_IMAGES], sheet, out, columns) if with_grid else None
     asked = {job.path.name for job in planned} | {GRID_NAME}
     others = sum(path.name not in asked for path in out.glob("*.png") if not path.name.startswith("."))
     return Result(made=len(state.todo), kept=len(state.kept), others=others, grid=drawn)
@@ -162,7 +164,7 @@ def _save(image: Image.Image, job: Job) -> None:
         raise OSError(error.errno, error.strerror or str(error), str(job.path)) from error
 
 
-def _draw_grid(planned: Sequence[Job], sheet: dict[int, Image.Image], out: Path) -> Path:
+def _draw_grid(planned: Sequence[Job], sheet: dict[int, Image.Image], out: Path, columns: int | None) -> Path:
     """Lay the images out in the order of the seeds asked for; those kept are read back."""
     tiles = []
     for job in planned:
@@ -171,7 +173,9 @@ def _draw_grid(planned: Sequence[Job], sheet: dict[int, Image.Image], out: Path)
             with Image.open(job.path) as image:
                 tile = image.copy()
         tiles.append(tile)
-    zoom = max(1, 64 // max(tiles[0].size))
+    zoom = max(1, 64 // max(tiles[0].size))  # small pictures are shown at up to 64 pixels
     path = out / GRID_NAME
-    save_png(grid(tiles, zoom=zoom), path, {"kind": "grid", "seeds": format_seeds(job.seed for job in planned)})
+    save_png(
+        grid(tiles, columns, zoom=zoom), path, {"kind": "grid", "seeds": format_seeds(job.seed for job in planned)}
+    )
     return path

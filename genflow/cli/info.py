@@ -46,7 +46,7 @@ def _device() -> dict[str, Any]:
     from genflow.cli.loading import choose_device
 
     device = choose_device("auto")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU used"
     return {"chosen": str(device), "name": name, "threads": torch.get_num_threads()}
 
 
@@ -124,7 +124,7 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
         elif key == "processor":
             text = f"{value['name']}, {value['cores']} cores, {' '.join(value['features']) or 'no known features'}"
         elif key == "device":
-            text = f"{value['chosen']} ({value['name']}), {value['threads']} threads"
+            text = f"{value['chosen']}, {value['name']}, {value['threads']} threads"
         elif key == "dtype":
             text = f"generate {value['generate']} ({value['generate_reason']})"
             text += f"; train {value['train']} ({value['train_reason']})"

@@ -49,6 +49,7 @@ def test_makes_one_image_a_seed_and_a_grid(genflow: Run, class_model: Path) -> N
         "exact": False,
         "version": record["version"],
     }
+    assert pixels("out/grid.png").shape == (2 * 66 + 2, 3 * 66 + 2)  # eight times as large; a column a class
     first, last = pixels("out/000000.png"), pixels("out/000009.png")
     assert first.shape == (8, 8)
     assert not np.array_equal(first, last)
