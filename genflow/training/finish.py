@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from genflow.data import ImageData
 from genflow.errors import InputError, nearest
 from genflow.files import atomic_folder
 from genflow.images import to_pil
 from genflow.paths import Path as GaussianPath
 from genflow.schedulers import BetaFamily, EDMFamily, Family, FlowFamily
-from genflow.data import ImageData
 from genflow.training.recipe import Recipe
 from genflow.training.records import save_grid
 

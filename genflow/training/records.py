@@ -8,10 +8,11 @@ from typing import Any
 
 from PIL import Image
 
+from genflow.errors import InputError, check_choice
 from genflow.files import atomic_path, write_text
 from genflow.images import grid, save_png
 
-__all__ = ["MetricsLog", "plot_loss", "save_grid"]
+__all__ = ["MetricsLog", "check_trackers", "plot_loss", "save_grid"]
 
 
 class MetricsLog:
@@ -35,6 +36,17 @@ class MetricsLog:
         self.rows.append(row)
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise InputError for a tracker that accelerate does not know, or whose package is missing: it would be silent."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    available = {str(tracker) for tracker in get_available_trackers()}
+    for name in names:
+        check_choice("tracker", name, LOGGER_TYPE_TO_CLASS)
+        if name not in available:
+            raise InputError(f"tracker: {name!r} is not installed here; pip install {name}")
 
 
 def plot_loss(rows: Sequence[dict[str, Any]], path: Path) -> None:

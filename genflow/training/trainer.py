@@ -17,9 +17,11 @@ from accelerate.utils import set_seed
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
+from genflow.data import ImageData, load_images
 from genflow.errors import InputError, NonFiniteError
 from genflow.files import write_text
 from genflow.models import from_diffusers
+from genflow.precision import resolve
 from genflow.training import finish
 from genflow.training.checkpoints import (
     flatten_optimizer,
@@ -28,13 +30,11 @@ from genflow.training.checkpoints import (
     restore_optimizer,
     save_checkpoint,
 )
-from genflow.data import ImageData, load_images
 from genflow.training.networks import create_network
 from genflow.training.objectives import create_objective
 from genflow.training.optimizers import create_optimizer
-from genflow.precision import resolve
 from genflow.training.recipe import Recipe, load_recipe
-from genflow.training.records import MetricsLog, plot_loss
+from genflow.training.records import MetricsLog, check_trackers, plot_loss
 
 __all__ = ["Trainer", "train"]
 
@@ -78,6 +78,7 @@ def train(
         recipe = load_recipe(recipe, overrides)
     else:
         name = "recipe"
+    check_trackers(trackers)
     folder = Path(out) if out is not None else Path("runs") / name
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out: {folder} is a file; allowed: a folder, or a name that is free")

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import nn
 
 from genflow.errors import InputError
+from genflow.precision import probe, resolve
 from genflow.training.checkpoints import (
     flatten_optimizer,
     latest_checkpoint,
@@ -17,7 +18,6 @@ from genflow.training.checkpoints import (
 )
 from genflow.training.networks import create_network
 from genflow.training.optimizers import OPTIMIZERS, create_optimizer, decay_groups
-from genflow.precision import probe, resolve
 from genflow.training.records import MetricsLog, plot_loss, save_grid
 
 UNET2D = {

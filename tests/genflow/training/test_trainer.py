@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from genflow import assets
+from genflow import data as data_module
 from genflow.errors import InputError, NonFiniteError
 from genflow.models import from_diffusers
-from genflow import data as data_module
 from genflow.training import trainer as trainer_module
 from genflow.training.checkpoints import latest_checkpoint
 from genflow.training.networks import create_network
@@ -209,7 +210,34 @@ def test_another_recipe_in_the_same_folder_is_refused(data, tmp_path):
     assert latest_checkpoint(tmp_path / "checkpoints") is None
 
 
+def test_trackers_are_told(data, tmp_path):
+    from accelerate.tracking import GeneralTracker
+
+    class Memory(GeneralTracker):
+        name = "memory"
+        requires_logging_directory = False
+        tracker = None
+
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def store_init_configuration(self, values):
+            pass
+
+        def log(self, values, step=None):
+            self.seen.append((step, values["loss"]))
+
+    memory = Memory()
+    Trainer(Recipe(**tiny()), data, tmp_path, trackers=[memory], progress=False).run()
+    assert memory.seen == [(row["step"], row["loss"]) for row in rows(tmp_path)]
+
+
 def test_faults_before_any_work(data, tmp_path):
+    with pytest.raises(InputError, match="tracker: 'tensorbord' is not known.*did you mean 'tensorboard'"):
+        train(Recipe(**tiny()), out=tmp_path / "run", trackers=["tensorbord"], progress=False)
+    with pytest.raises(InputError, match="tracker: 'aim' is not installed here"):
+        train(Recipe(**tiny()), out=tmp_path / "run", trackers=["aim"], progress=False)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file is a file"):
         train(Recipe(**tiny()), out=tmp_path / "file", progress=False)
@@ -256,15 +284,17 @@ def test_killed_at_a_random_step_and_resumed_gives_the_same_bytes(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_by_a_person_writes_a_checkpoint(tmp_path, number):
+def test_stopped_by_a_person_writes_a_checkpoint_and_exits_130(tmp_path, number):
     values = tiny(budget={"images": 10**7}, log={"checkpoint_every_steps": 10**6, "every_steps": 1})
-    process = start(values, tmp_path)
+    (tmp_path / "endless.yaml").write_text(json.dumps(values), encoding="utf-8")  # JSON is YAML
+    command = [sys.executable, "-m", "genflow", "train", str(tmp_path / "endless.yaml"), "--out", str(tmp_path)]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     log = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (log.is_file() and log.read_text().count("\n") > 3) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(number)
-    process.wait(60)
+    assert process.wait(60) == 130
     newest = latest_checkpoint(tmp_path / "checkpoints")
     assert newest is not None
     assert int(newest.name.split("-")[1]) == rows(tmp_path)[-1]["step"] >= 3
@@ -323,3 +353,18 @@ def test_from_diffusers_is_what_the_trainer_calls(data, tmp_path):
     x, labels = torch.randn(2, 1, 28, 28), torch.tensor([0, 1])
     mine = from_diffusers(run.bare_network, run.path, "flow_prediction").predict(x, 0.3, class_labels=labels)
     assert torch.equal(mine.flow_prediction, run.model.predict(x, 0.3, class_labels=labels).flow_prediction)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", assets.recipes())
+def test_shipped_recipes_train_and_sample(tmp_path, name):
+    """Each one on the slice, for two small steps, to a pipeline that loads and samples."""
+    from genflow.pipelines import ImagePipeline
+
+    few = ["batch_size=8", "budget.images=16", "log.sample_every_steps=0", "precision=fp32"]
+    folder = train(name, [*few, f"data.source={SLICE}"], out=tmp_path, progress=False)
+    pipeline = ImagePipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(class_labels=[0, 9], num_inference_steps=2, output_type="pt").images
+    assert images.shape == (2, 1, 28, 28)
+    assert torch.isfinite(images).all()
