@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from genflow.errors import InputError
 from genflow import data as data_module
 from genflow.data import FASHION_MNIST_CLASSES, ImageData, load_images, read_idx
+from genflow.errors import InputError
 
 SLICE = Path(__file__).parents[1] / "data" / "fashion-1k-images-idx3-ubyte.gz"
 
