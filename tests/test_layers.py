@@ -13,7 +13,7 @@ SOURCES["genflow.pipelines"] = "pipelines"
 FLOORS = [
     ["errors", "__init__"],
     ["files"],
-    ["images", "assets", "precision", "paths", "transport", "optim"],
+    ["images", "assets", "precision", "processes", "paths", "transport", "optim"],
     ["data", "prediction", "interpolants", "metrics"],
     ["solvers", "models"],
     ["schedulers"],

@@ -169,9 +169,9 @@ def generate(
 
     process, barrier = (0, 1), (lambda: None)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # started by `accelerate launch` or torchrun
-        from accelerate import PartialState
+        from genflow.processes import process_state
 
-        state = PartialState(cpu=device == "cpu")
+        state = process_state(cpu=device == "cpu")
         process, barrier = (state.process_index, state.num_processes), state.wait_for_everyone
     with GenerateReport(json_lines, quiet=process[0] > 0) as report:
         result = engine.generate(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
@@ -22,6 +22,7 @@ from genflow.errors import InputError, NonFiniteError
 from genflow.files import write_text
 from genflow.models import from_diffusers
 from genflow.precision import resolve
+from genflow.processes import process_state
 from genflow.training import finish
 from genflow.training.checkpoints import (
     flatten_optimizer,
@@ -145,7 +146,7 @@ class Trainer:
         )
         checkpoint = self._previous(restart)
         loaded = load_checkpoint(checkpoint, _TENSOR_GROUPS) if checkpoint else None
-        device = PartialState().device.type  # as accelerate will choose it
+        device = process_state().device.type
         # a resumed run keeps its format: bit-identical weights need one
         precision = resolve(loaded[1]["precision"] if loaded else recipe.precision, device)
         self.precision = precision
@@ -161,6 +162,8 @@ class Trainer:
                 f"batch_size: {recipe.batch_size} is not a multiple of accumulate x processes = "
                 f"{recipe.accumulate} x {processes}"
             )
+        if recipe.budget.cpu_minutes and processes > 1:
+            raise InputError("budget.cpu_minutes: several processes would end at different steps; allowed: images")
         self.micro_size = recipe.batch_size // (recipe.accumulate * processes)
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
         self.bare_network = self.accelerator.unwrap_model(self.network)
@@ -238,6 +241,10 @@ class Trainer:
     def _restore(self, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
         self.bare_network.load_state_dict(tensors["network"])
         self.optimizer.load_state_dict(restore_optimizer(tensors["optimizer"], state["optimizer"]))
+        for parameter, entries in self.optimizer.state.items():
+            for key, value in entries.items():
+                if value.shape == parameter.shape:  # torch's fused kernels want the parameter's memory format
+                    entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         for (name, _), shadow in zip(self.bare_network.named_parameters(), self.ema.shadow_params, strict=True):
             shadow.copy_(tensors["ema"][name])
         self.ema.optimization_step = state["ema_steps"]
@@ -387,8 +394,9 @@ class Trainer:
                     self._sample()
                 if self._stop:
                     raise KeyboardInterrupt
+        folder = self._finish()
         self.accelerator.end_training()
-        return self._finish()
+        return folder
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[torch.nn.Module]:

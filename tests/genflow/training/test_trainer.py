@@ -308,12 +308,9 @@ def test_two_processes_share_a_batch(tmp_path):
     assert start(alone, tmp_path / "alone").wait(300) == 0
     script = tmp_path / "run.py"
     script.write_text(RUN.replace("; ", "\n"))
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(random.randint(20000, 40000)),
-        str(script), json.dumps(values), str(tmp_path / "two"),
-    ]  # fmt: skip
-    subprocess.run(command, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, json.dumps(values), str(tmp_path / "two")], check=True, timeout=300, env=environment)
     one, two = (
         load_file(latest_checkpoint(tmp_path / k / "checkpoints") / "network.safetensors") for k in ("alone", "two")
     )
