@@ -155,7 +155,7 @@ def load_recipe(recipe: str | Path, overrides: typing.Sequence[str] = ()) -> Rec
         InputError: no such recipe, broken YAML, an unknown key (with the nearest known one), a value out of range.
     """
     path = Path(recipe)
-    if path.suffix not in {".yaml", ".yml"} and not path.exists():
+    if path.suffix not in {".yaml", ".yml"} and not path.is_file():
         from genflow.assets import recipe_path
 
         path = recipe_path(str(recipe))

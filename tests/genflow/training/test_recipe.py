@@ -73,3 +73,9 @@ def test_faults_of_the_file(tmp_path):
         load_recipe(tmp_path / "none.yaml")
     with pytest.raises(InputError, match="recipe: 'fashion-mnits' is not known.*did you mean 'fashion-mnist'"):
         load_recipe("fashion-mnits")
+
+
+def test_a_folder_of_the_same_name_hides_no_shipped_recipe(tmp_path, monkeypatch):
+    (tmp_path / "fashion-mnist").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("fashion-mnist").data.source == "fashion-mnist"
