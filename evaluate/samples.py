@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from genflow.data import IMAGE_SUFFIXES, load_images
+from genflow.data import image_files, load_images, open_image
 from genflow.errors import InputError, check_number
 from genflow.evaluate.console import progress_bar
 from genflow.images import METADATA_KEY
@@ -89,17 +89,10 @@ def _choose(available: int, count: int | None, seed: int) -> list[int]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    files = [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and path.name not in GRIDS
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    ]
+    files = [path for path in image_files(folder) if path.name not in GRIDS]
     if not files:
         raise InputError(f"samples: {folder} holds no image")
-    return sorted(files)
+    return files
 
 
 def _read_folder(
@@ -113,19 +106,14 @@ def _read_folder(
     with progress_bar("reading images", len(files), progress) as advance:
         for file in files:
             try:
-                with Image.open(file) as image:
-                    image.load()
-                    arrays.append(_to_array(image, file, shape))
-                    labels.append(_label(image.info.get(METADATA_KEY), class_names))
+                image = open_image(file)
             except InputError:
-                raise
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 if not skip_bad:
-                    reason = "empty file" if file.stat().st_size == 0 else error
-                    raise InputError(
-                        f"samples: cannot read {file} ({reason}); mend or remove it, or skip such files with --skip-bad"
-                    ) from error
+                    raise
                 skipped.append(str(file))
+            else:
+                arrays.append(_to_array(image, file, shape))
+                labels.append(_label(image.info.get(METADATA_KEY), class_names))
             advance(1)
     if not arrays:
         raise InputError(f"samples: none of {len(files)} images could be read")

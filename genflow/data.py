@@ -14,7 +14,15 @@ from tqdm.auto import tqdm
 
 from genflow.errors import InputError, check_choice
 
-__all__ = ["FASHION_MNIST_CLASSES", "IMAGE_SUFFIXES", "ImageData", "load_images", "read_idx"]
+__all__ = [
+    "FASHION_MNIST_CLASSES",
+    "IMAGE_SUFFIXES",
+    "ImageData",
+    "image_files",
+    "load_images",
+    "open_image",
+    "read_idx",
+]
 
 FASHION_MNIST_CLASSES = (
     "t-shirt",
@@ -196,13 +204,27 @@ def _load_numpy(path: Path) -> ImageData:
     return ImageData(images.contiguous(), labels)
 
 
-def _image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
+    """The images below ``folder``, by their suffixes, in order; hidden files and folders are passed over."""
     files = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     return sorted(p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
+def open_image(path: Path) -> Image.Image:
+    """A decoded image, closed on disk. Raises InputError, which names it, where it is damaged or empty."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.copy()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "empty file" if path.stat().st_size == 0 else error
+        raise InputError(
+            f"{path}: unreadable image ({reason}); mend or remove it, or skip such with --skip-bad"
+        ) from error
+
+
 def _load_folder(folder: Path, skip_bad: bool) -> ImageData:
-    files = _image_files(folder)
+    files = image_files(folder)
     if not files:
         raise InputError(f"data.source: {folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     classes = sorted({p.relative_to(folder).parts[0] for p in files if len(p.relative_to(folder).parts) > 1})
@@ -216,15 +238,10 @@ def _load_folder(folder: Path, skip_bad: bool) -> ImageData:
     def readable() -> Sequence[tuple[str, Image.Image]]:
         for path in files:
             try:
-                with Image.open(path) as image:
-                    image.load()
-                    loaded = image.copy()
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                loaded = open_image(path)
+            except InputError:
                 if not skip_bad:
-                    reason = error or "empty file"
-                    raise InputError(
-                        f"{path}: unreadable image ({reason}); mend or remove it, or skip such with --skip-bad"
-                    ) from error
+                    raise
                 bad.append(str(path))
                 continue
             kept.append(path)

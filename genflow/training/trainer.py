@@ -1,7 +1,6 @@
 """The training loop, on accelerate: resumable to the bit, stopped cleanly, never half-written."""
 
 import contextlib
-import functools
 import math
 import shutil
 import signal
@@ -10,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -24,6 +22,7 @@ from genflow.models import from_diffusers
 from genflow.precision import resolve
 from genflow.processes import process_state
 from genflow.training import finish
+from genflow.training.batches import BatchStream, mixed_seed
 from genflow.training.checkpoints import (
     flatten_optimizer,
     latest_checkpoint,
@@ -87,27 +86,6 @@ def train(
     return Trainer(recipe, data, folder, restart=restart, trackers=trackers, progress=progress).run()
 
 
-def _seed(*words: int) -> int:
-    """One well-mixed 63-bit seed from a few integers."""
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-@functools.lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(count)
-
-
-def _stream_indices(seed: int, start: int, stop: int, count: int) -> np.ndarray:
-    """Positions ``start`` to ``stop`` of the endless stream that visits all ``count`` images once an epoch."""
-    parts = []
-    while start < stop:
-        epoch, offset = divmod(start, count)
-        taken = min(stop - start, count - offset)
-        parts.append(_permutation(seed, epoch, count)[offset : offset + taken])
-        start += taken
-    return np.concatenate(parts)
-
-
 class Trainer:
     """One run. Every random draw is a function of (seed, step), so the step counter is all the state there is."""
 
@@ -164,7 +142,16 @@ class Trainer:
             )
         if recipe.budget.cpu_minutes and processes > 1:
             raise InputError("budget.cpu_minutes: several processes would end at different steps; allowed: images")
-        self.micro_size = recipe.batch_size // (recipe.accumulate * processes)
+        slots = recipe.accumulate * processes
+        self.batches = BatchStream(
+            data,
+            recipe.seed,
+            recipe.batch_size // slots,
+            slots,
+            self.accelerator.device,
+            recipe.data.flip,
+            objective.label_dropout,
+        )
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
         self.bare_network = self.accelerator.unwrap_model(self.network)
         self.ema = EMAModel(
@@ -255,24 +242,6 @@ class Trainer:
 
     # one step
 
-    def _micro_batch(self, micro: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Generator]:
-        """Images in [-1, 1], labels and the generator of this process's micro-batch ``micro`` of this step."""
-        recipe, accelerator = self.recipe, self.accelerator
-        slot = micro * accelerator.num_processes + accelerator.process_index
-        start = self.step * recipe.batch_size + slot * self.micro_size
-        indices = torch.from_numpy(_stream_indices(recipe.seed, start, start + self.micro_size, len(self.data)))
-        generator = torch.Generator(accelerator.device).manual_seed(_seed(recipe.seed, self.step, slot))
-        images = self.data.images[indices].to(accelerator.device).float() / 127.5 - 1
-        if recipe.data.flip:
-            flipped = torch.rand(len(images), generator=generator, device=images.device) < 0.5
-            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
-        labels = None
-        if self.data.labels is not None:
-            labels = self.data.labels[indices].to(accelerator.device)
-            dropped = torch.rand(len(labels), generator=generator, device=labels.device)
-            labels = torch.where(dropped < recipe.objective.label_dropout, self.data.num_classes, labels)
-        return images, labels, generator
-
     def _train_step(self) -> tuple[torch.Tensor, torch.Tensor]:
         """One update; the mean loss and the gradient's norm, left on the device."""
         recipe, accelerator = self.recipe, self.accelerator
@@ -281,9 +250,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.optimizer.lr * self._lr_factor()
         # for dropout inside the network, which takes no generator
-        torch.manual_seed(_seed(recipe.seed, self.step, accelerator.process_index, 1))
+        torch.manual_seed(mixed_seed(recipe.seed, self.step, accelerator.process_index, 1))
         for micro in range(recipe.accumulate):
-            images, labels, generator = self._micro_batch(micro)
+            slot = micro * accelerator.num_processes + accelerator.process_index
+            images, labels, generator = self.batches.draw(self.step, slot)
             with accelerator.accumulate(self.network):
                 t = self.objective.draw_times(len(images), generator)
                 noise = torch.randn(images.shape, generator=generator, device=images.device)

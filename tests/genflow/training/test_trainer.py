@@ -18,10 +18,11 @@ from genflow import data as data_module
 from genflow.errors import InputError, NonFiniteError
 from genflow.models import from_diffusers
 from genflow.training import trainer as trainer_module
+from genflow.training.batches import stream_indices
 from genflow.training.checkpoints import latest_checkpoint
 from genflow.training.networks import create_network
 from genflow.training.recipe import Recipe
-from genflow.training.trainer import Trainer, _stream_indices, train
+from genflow.training.trainer import Trainer, train
 
 SLICE = Path(__file__).parents[2] / "data" / "fashion-1k-images-idx3-ubyte.gz"
 
@@ -63,10 +64,10 @@ def rows(folder):
 
 
 def test_stream_visits_every_image_once_an_epoch():
-    stream = torch.from_numpy(_stream_indices(3, 0, 30, 10)).view(3, 10)
+    stream = torch.from_numpy(stream_indices(3, 0, 30, 10)).view(3, 10)
     assert all(sorted(epoch.tolist()) == list(range(10)) for epoch in stream)
     assert not torch.equal(stream[0], stream[1])
-    assert _stream_indices(3, 7, 25, 10).tolist() == stream.flatten()[7:25].tolist()
+    assert stream_indices(3, 7, 25, 10).tolist() == stream.flatten()[7:25].tolist()
 
 
 def test_steps_by_hand(data, tmp_path):
@@ -79,7 +80,7 @@ def test_steps_by_hand(data, tmp_path):
     network.load_state_dict(run.bare_network.state_dict())
     average = [p.detach().clone() for p in network.parameters()]
     for step in range(2):
-        images, labels, generator = run._micro_batch(0)
+        images, labels, generator = run.batches.draw(run.step, 0)
         t = run.objective.draw_times(16, generator)
         noise = torch.randn(images.shape, generator=generator)
         x = (1 - t[:, None, None, None]) * images + t[:, None, None, None] * noise
@@ -108,7 +109,7 @@ def test_labels_are_dropped_at_the_rate_asked_for(data, tmp_path):
     dropped = []
     for step in range(4):
         run.step = step
-        images, labels, _ = run._micro_batch(0)
+        images, labels, _ = run.batches.draw(run.step, 0)
         assert images.min() >= -1
         assert images.max() <= 1
         dropped.append((labels == 10).float().mean().item())
@@ -117,7 +118,7 @@ def test_labels_are_dropped_at_the_rate_asked_for(data, tmp_path):
 
 def test_flips_half_of_the_images(data, tmp_path):
     plain, flipped = make(data, tmp_path / "a"), make(data, tmp_path / "b", data={"flip": True}, batch_size=16)
-    a, b = plain._micro_batch(0)[0], flipped._micro_batch(0)[0]
+    a, b = plain.batches.draw(0, 0)[0], flipped.batches.draw(0, 0)[0]
     same = (a == b).flatten(1).all(1)
     mirrored = (a == b.flip(-1)).flatten(1).all(1)
     assert (same | mirrored).all()

@@ -1,0 +1,61 @@
+"""Which images, labels and random draws each step gets: a function of the seed and the step alone."""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genflow.data import ImageData
+
+__all__ = ["BatchStream", "mixed_seed", "stream_indices"]
+
+
+def mixed_seed(*words: int) -> int:
+    """One well-mixed 63-bit seed from a few integers."""
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def stream_indices(seed: int, start: int, stop: int, count: int) -> np.ndarray:
+    """Positions ``start`` to ``stop`` of the endless stream that visits all ``count`` images once an epoch."""
+    parts = []
+    while start < stop:
+        epoch, offset = divmod(start, count)
+        taken = min(stop - start, count - offset)
+        parts.append(_permutation(seed, epoch, count)[offset : offset + taken])
+        start += taken
+    return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class BatchStream:
+    """Micro-batches of ``size`` images; ``slots`` of them, over processes and accumulation, make a step's batch."""
+
+    data: ImageData
+    seed: int
+    size: int
+    slots: int
+    device: torch.device
+    flip: bool = False
+    label_dropout: float = 0.0
+
+    def draw(self, step: int, slot: int) -> tuple[Tensor, Tensor | None, torch.Generator]:
+        """Images in [-1, 1], labels and the generator for the rest of this micro-batch's draws."""
+        start = (step * self.slots + slot) * self.size
+        indices = torch.from_numpy(stream_indices(self.seed, start, start + self.size, len(self.data)))
+        generator = torch.Generator(self.device).manual_seed(mixed_seed(self.seed, step, slot))
+        images = self.data.images[indices].to(self.device).float() / 127.5 - 1
+        if self.flip:
+            flipped = torch.rand(len(images), generator=generator, device=self.device) < 0.5
+            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+        if self.data.labels is None:
+            return images, None, generator
+        labels = self.data.labels[indices].to(self.device)
+        dropped = torch.rand(len(labels), generator=generator, device=self.device) < self.label_dropout
+        return images, torch.where(dropped, self.data.num_classes, labels), generator
