@@ -128,10 +128,8 @@ def main(
         # what is scored is what is shipped: the weights as rounded
         pipeline = ImagePipeline.from_pretrained(folder, torch_dtype=torch.float32)
         mine = _score(pipeline, count, Path(scratch))
-        plain = _score(pipeline, count, Path(scratch), guidance_scale=1.0)
         rows = [
             _row("default settings", mine),
-            _row("without guidance", plain),
             _row(
                 f"untrained network ({min(count, 2500):,} images)",
                 _score(_untrained(pipeline), min(count, 2500), Path(scratch)),
