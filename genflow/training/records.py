@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from genflow.errors import InputError, check_choice
@@ -57,10 +58,9 @@ def plot_loss(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     images = [row["images"] for row in rows]
     losses = [row["loss"] for row in rows]
-    smooth, weight, average = [], 0.0, 0.0
-    for loss in losses:
-        weight, average = 0.95 * weight + 0.05, 0.95 * average + 0.05 * loss
-        smooth.append(average / weight)
+    # a centred mean, over as much of it as there is at the two ends: it does not lag behind
+    window = np.ones(2 * (len(losses) // 50) + 1)
+    smooth = np.convolve(losses, window, "same") / np.convolve(np.ones(len(losses)), window, "same")
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
     axes.plot(images, losses, color="0.75", linewidth=0.8, label="as logged")
