@@ -15,12 +15,12 @@ _ROOT = Path(__file__).resolve().parent
 
 def names() -> list[str]:
     """The names of all asset folders, sorted."""
-    return sorted(card.parent.name for card in _ROOT.glob("*/card.md"))
+    return sorted(card.parent.name for card in _ROOT.glob("[!.]*/card.md"))
 
 
 def models() -> list[str]:
     """The names of the assets that are pipelines, for ``ImagePipeline.from_pretrained(name)``."""
-    return sorted(index.parent.name for index in _ROOT.glob("*/model_index.json"))
+    return sorted(index.parent.name for index in _ROOT.glob("[!.]*/model_index.json"))
 
 
 def path(name: str) -> Path:
