@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
@@ -128,6 +129,8 @@ class Trainer:
         # a resumed run keeps its format: bit-identical weights need one
         precision = resolve(loaded[1]["precision"] if loaded else recipe.precision, device)
         self.precision = precision
+        # accelerate keeps the format of the first run in a process; another run may want another
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(
             mixed_precision=precision.accelerate_name,
             gradient_accumulation_steps=recipe.accumulate,

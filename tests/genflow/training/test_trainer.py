@@ -182,6 +182,17 @@ def test_every_objective_trains_and_samples_on_its_path(data, tmp_path, path, ob
     assert torch.isfinite(images).all()
 
 
+def test_a_process_may_train_again_in_another_format(data, tmp_path):
+    losses = []
+    for n, name in enumerate(("fp32", "bf16", "fp32")):
+        run = make(data, tmp_path / str(n), precision=name)
+        run._train_step()  # the network starts as zero, in any format
+        losses.append(run._train_step()[0].item())
+    assert losses[0] == losses[2]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
 def test_budget_of_cpu_minutes_ends(data, tmp_path):
     make(data, tmp_path, budget={"images": None, "cpu_minutes": 0.02}).run()
     assert 1.2 <= rows(tmp_path)[-1]["cpu_seconds"] < 20
