@@ -8,19 +8,20 @@ from pathlib import Path
 
 from genflow.errors import check_choice
 
-__all__ = ["models", "names", "path", "recipe_path", "recipes"]
+__all__ = ["ROOT", "models", "names", "path", "recipe_path", "recipes"]
 
-_ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent
+"""The folder that holds them all."""
 
 
 def names() -> list[str]:
     """The names of all asset folders, sorted."""
-    return sorted(card.parent.name for card in _ROOT.glob("[!.]*/card.md"))
+    return sorted(card.parent.name for card in ROOT.glob("[!.]*/card.md"))
 
 
 def models() -> list[str]:
     """The names of the assets that are pipelines, for ``ImagePipeline.from_pretrained(name)``."""
-    return sorted(index.parent.name for index in _ROOT.glob("[!.]*/model_index.json"))
+    return sorted(index.parent.name for index in ROOT.glob("[!.]*/model_index.json"))
 
 
 def path(name: str) -> Path:
@@ -29,12 +30,12 @@ def path(name: str) -> Path:
     Raises:
         InputError: no asset has this name; the message lists those there are.
     """
-    return _ROOT / check_choice("asset", name, sorted({*names(), *models()}))
+    return ROOT / check_choice("asset", name, sorted({*names(), *models()}))
 
 
 def recipes() -> list[str]:
     """The names of the training recipes, for ``genflow train NAME``."""
-    return sorted(recipe.stem for recipe in (_ROOT / "recipes").glob("*.yaml"))
+    return sorted(recipe.stem for recipe in (ROOT / "recipes").glob("*.yaml"))
 
 
 def recipe_path(name: str) -> Path:
@@ -43,4 +44,4 @@ def recipe_path(name: str) -> Path:
     Raises:
         InputError: no recipe has this name; the message lists those there are.
     """
-    return _ROOT / "recipes" / f"{check_choice('recipe', name, recipes())}.yaml"
+    return ROOT / "recipes" / f"{check_choice('recipe', name, recipes())}.yaml"

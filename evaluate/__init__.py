@@ -1,7 +1,6 @@
 """Scores of samples and benchmarks. ``evaluate(samples)`` and ``print_table(result)`` are the library's face."""
 
-import importlib
-from typing import Any
+from genflow.lazy import lazy_exports
 
 _WHERE = {
     "Reference": "reference",
@@ -15,12 +14,4 @@ _WHERE = {
 
 __all__ = sorted(_WHERE)
 
-
-def __getattr__(name: str) -> Any:
-    if name in _WHERE:
-        return getattr(importlib.import_module(f"genflow.evaluate.{_WHERE[name]}"), name)
-    raise AttributeError(f"module 'genflow.evaluate' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_WHERE})
+__getattr__, __dir__ = lazy_exports(__name__, _WHERE)

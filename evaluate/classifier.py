@@ -15,6 +15,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from genflow.assets import ROOT
 from genflow.errors import check_number
 from genflow.evaluate.console import run
 from genflow.files import write_text
@@ -23,7 +24,7 @@ from genflow.metrics.classifier import ClassifierConfig, ImageClassifier, load_c
 __all__ = ["accuracy", "augment", "train_classifier"]
 
 MAX_SHIFT = 2
-DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "fashion-mnist-classifier"
+DEFAULT_FOLDER = ROOT / "fashion-mnist-classifier"
 
 CARD = """# fashion-mnist-classifier
 

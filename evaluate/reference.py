@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from genflow import assets
 from genflow.errors import InputError, check_choice
 from genflow.evaluate.console import progress_bar, run
 from genflow.files import atomic_path, write_text
@@ -23,7 +24,7 @@ from genflow.metrics.statistics import FeatureStatistics
 
 __all__ = ["ASSETS", "REFERENCES", "Reference", "load_reference", "save_reference"]
 
-ASSETS = Path(__file__).resolve().parents[1] / "assets"
+ASSETS = assets.ROOT
 REFERENCES = {"fashion-mnist": "fashion-mnist-reference"}
 """Names of shipped references and their folders under ``assets/``."""
 

@@ -16,7 +16,7 @@ import torch
 import typer
 
 import genflow
-from genflow import assets
+from genflow.assets import ROOT
 from genflow.evaluate.console import progress_bar, run
 from genflow.evaluate.run import evaluate
 from genflow.files import atomic_folder, write_text
@@ -121,7 +121,7 @@ def main(
     recipe = load_recipe(NAME)
     trained = train(NAME, out=run_folder)
     last = json.loads((run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    target = out or Path(assets.__file__).parent / NAME
+    target = out or ROOT / NAME
     with atomic_folder(target) as folder, tempfile.TemporaryDirectory() as scratch:
         pipeline = ImagePipeline.from_pretrained(trained)
         pipeline.to(torch.float16)

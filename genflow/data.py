@@ -1,5 +1,6 @@
 """Image data for training and evaluation: folders, numpy arrays, IDX files, Fashion-MNIST, ``datasets`` ids."""
 
+import functools
 import gzip
 import warnings
 from collections.abc import Sequence
@@ -70,7 +71,7 @@ class ImageData:
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
+    @functools.cached_property
     def num_classes(self) -> int | None:
         if self.labels is None:
             return None

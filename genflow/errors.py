@@ -8,7 +8,7 @@ import difflib
 import math
 from collections.abc import Iterable
 
-__all__ = ["InputError", "NonFiniteError", "check_choice", "check_number", "nearest"]
+__all__ = ["InputError", "NonFiniteError", "check_choice", "check_keys", "check_number", "nearest"]
 
 
 class InputError(ValueError):
@@ -32,6 +32,14 @@ def check_choice(argument: str, value: str, allowed: Iterable[str]) -> str:
         hint = nearest(str(value), allowed)
         raise InputError(f"{argument}: {value!r} is not known{hint}; allowed: {', '.join(allowed)}")
     return value
+
+
+def check_keys(section: str, keys: Iterable[str], known: Iterable[str]) -> None:
+    """Raise InputError for the first of ``keys`` that is not ``known``, with the nearest that is."""
+    known = list(known)
+    for key in keys:
+        if key not in known:
+            raise InputError(f"{section}: unknown key {key!r}{nearest(key, known)}; known: {', '.join(known)}")
 
 
 def check_number(

@@ -18,6 +18,7 @@ from genflow.errors import InputError
 __all__ = [
     "atomic_folder",
     "atomic_path",
+    "check_output_folder",
     "check_safetensors",
     "fingerprint",
     "output_folder",
@@ -76,6 +77,13 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def check_output_folder(argument: str, folder: str | Path) -> None:
+    """Raise InputError where the folder, or a part of its path, is a file; nothing is made."""
+    for part in (Path(folder), *Path(folder).parents):
+        if part.exists() and not part.is_dir():
+            raise InputError(f"{argument}: {str(part)!r} is a file; a folder is needed")
+
+
 def output_folder(argument: str, folder: str | Path) -> Path:
     """Make the folder if need be and return it.
 
@@ -83,9 +91,7 @@ def output_folder(argument: str, folder: str | Path) -> Path:
         InputError: it, or a part of its path, is a file, or it cannot be made or written to.
     """
     folder = Path(folder)
-    for part in (folder, *folder.parents):
-        if part.exists() and not part.is_dir():
-            raise InputError(f"{argument}: {str(part)!r} is a file; a folder is needed")
+    check_output_folder(argument, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

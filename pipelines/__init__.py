@@ -1,7 +1,8 @@
 """diffusers pipelines made of genflow's parts."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from genflow.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from genflow.pipelines.image import ImagePipeline
@@ -11,8 +12,4 @@ __all__ = ["ImagePipeline", "locate"]
 
 _HOMES = {"ImagePipeline": "image", "locate": "loading"}
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:  # on first use, since diffusers takes a while to import
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)

@@ -11,7 +11,7 @@ SOURCES["genflow.pipelines"] = "pipelines"
 
 # From the ground up; a module may import from its own part and from the floors below its own.
 FLOORS = [
-    ["errors", "__init__"],
+    ["errors", "lazy", "__init__"],
     ["files"],
     ["images", "assets", "precision", "processes", "paths", "transport", "optim"],
     ["data", "prediction", "interpolants", "metrics"],

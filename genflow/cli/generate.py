@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from genflow.cli.parsing import parse_options, parse_seeds
-from genflow.errors import InputError
+from genflow.files import check_output_folder
 
 __all__ = ["generate"]
 
@@ -143,8 +143,8 @@ def generate(
         "dtype": dtype,
         "exact": exact,
     }
-    if out is not None and out.exists() and not out.is_dir():
-        raise InputError(f"--out: {str(out)!r} is a file; a folder is needed")
+    if out is not None:
+        check_output_folder("--out", out)  # before the imports below, which take seconds
 
     warnings.filterwarnings("ignore", category=FutureWarning)  # diffusers' notes to developers, not to a user
     from genflow.cli import engine, loading

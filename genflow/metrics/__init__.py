@@ -1,7 +1,6 @@
 """Measures of generated images: features, Frechet distance, nearest-neighbour coverage, class accuracy."""
 
-import importlib
-from typing import Any
+from genflow.lazy import lazy_exports
 
 _WHERE = {
     "ClassifierConfig": "classifier",
@@ -23,12 +22,4 @@ _WHERE = {
 
 __all__ = sorted(_WHERE)
 
-
-def __getattr__(name: str) -> Any:
-    if name in _WHERE:
-        return getattr(importlib.import_module(f"genflow.metrics.{_WHERE[name]}"), name)
-    raise AttributeError(f"module 'genflow.metrics' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_WHERE})
+__getattr__, __dir__ = lazy_exports(__name__, _WHERE)

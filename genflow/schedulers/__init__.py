@@ -1,10 +1,10 @@
 """diffusers schedulers made of a path and a solver, and a table of names for the command line."""
 
-import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from genflow.errors import InputError, nearest
+from genflow.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from genflow.schedulers.base import PathScheduler, PathSchedulerOutput
@@ -45,11 +45,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Short names: the class (in this package) and the options that the name stands for."""
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)
 
 
 def create_scheduler(name: str, config: Mapping[str, Any] | None = None, **options: Any) -> Any:

@@ -1,7 +1,6 @@
 """Training: recipes, data, objectives and the loop."""
 
-import importlib
-from typing import Any
+from genflow.lazy import lazy_exports
 
 _HOMES = {
     "Objective": "objectives",
@@ -16,8 +15,4 @@ _HOMES = {
 
 __all__ = sorted(_HOMES)
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:  # on first use: accelerate and diffusers take seconds to import
-        return getattr(importlib.import_module(f"genflow.training.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'genflow.training' has no attribute {name!r}")
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)

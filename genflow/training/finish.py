@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from genflow.data import ImageData
-from genflow.errors import InputError, nearest
+from genflow.errors import check_keys
 from genflow.files import atomic_folder
 from genflow.images import to_pil
 from genflow.paths import Path as GaussianPath
-from genflow.schedulers import BetaFamily, EDMFamily, Family, FlowFamily
+from genflow.schedulers import BetaFamily, EDMFamily, Family, FlowFamily, RectifiedFlowScheduler
 from genflow.training.recipe import Recipe
 from genflow.training.records import save_grid
 
@@ -28,10 +28,7 @@ _GRID_ROWS = 8
 def _family(recipe: Recipe) -> Family:
     """The recipe's path as diffusers' scheduler configs describe it."""
     cls, options, objective = _FAMILIES[recipe.path.type], recipe.path.options, recipe.objective.type
-    known = [key for key in cls.defaults if key != "prediction_type"]
-    for key in options:
-        if key not in known:
-            raise InputError(f"path.options: unknown key {key!r}{nearest(key, known)}; known: {', '.join(known)}")
+    check_keys("path.options", options, [key for key in cls.defaults if key != "prediction_type"])
     return cls({**options, "prediction_type": _PREDICTIONS.get(objective, objective)})
 
 
@@ -43,7 +40,6 @@ def training_path(recipe: Recipe) -> GaussianPath:
 def build_pipeline(network: nn.Module, recipe: Recipe, data: ImageData) -> "ImagePipeline":
     """The pipeline that samples ``network`` with the recipe's defaults."""
     from genflow.pipelines import ImagePipeline
-    from genflow.schedulers import RectifiedFlowScheduler
 
     sampling = recipe.sampling
     scheduler = RectifiedFlowScheduler.from_config(_family(recipe).config, solver=sampling.scheduler)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from genflow.errors import InputError, check_choice, nearest
+from genflow.errors import InputError, check_choice, check_keys
 
 __all__ = ["NETWORKS", "create_network"]
 
@@ -50,9 +50,7 @@ def create_network(
         raise InputError(f"network.type: {name!r} wants square images, and these are {size[1]}x{size[0]}")
 
     known = [p for p in inspect.signature(Network.__init__).parameters if p not in {"self", *fixed}]
-    for key in options:
-        if key not in known:
-            raise InputError(f"network.options: unknown key {key!r}{nearest(key, known)}; known: {', '.join(known)}")
+    check_keys("network.options", options, known)
     try:
         network = Network(**fixed, **{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
     except (TypeError, ValueError, RuntimeError) as error:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from genflow.errors import InputError, check_choice, nearest
+from genflow.errors import InputError, check_choice, check_keys
 
 __all__ = ["OPTIMIZERS", "create_optimizer", "decay_groups"]
 
@@ -39,9 +39,7 @@ def create_optimizer(
     cls = OPTIMIZERS[check_choice("optimizer.name", name, OPTIMIZERS)]
     signature = inspect.signature(cls.__init__).parameters
     known = [p for p in signature if p not in {"self", "params", "lr", "weight_decay"}]
-    for key in options:
-        if key not in known:
-            raise InputError(f"optimizer.options: unknown key {key!r}{nearest(key, known)}; known: {', '.join(known)}")
+    check_keys("optimizer.options", options, known)
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     if "fused" in signature:
         options.setdefault("fused", True)
