@@ -136,6 +136,7 @@ def sample(
     null_label: int | None = None,
     callback: Callable[[int, float, Tensor, Tensor], None] | None = None,
     progress: bool = False,
+    generators: Sequence[torch.Generator] | None = None,
     **conditioning: Any,
 ) -> Tensor:
     """Carry the states ``x`` ``(B, ...)`` from ``times[0]`` down to ``times[-1]``.
@@ -150,6 +151,7 @@ def sample(
         callback: called after every step as ``callback(step, t, x, x0)``: steps count from 0, ``x`` is the state now
             reached at time ``t``, ``x0`` the last prediction of the data.
         progress: show a progress bar on stderr.
+        generators: one for each sample, for a stochastic solver's noise; None draws from torch's own generator.
         **conditioning: handed to the model (``class_labels``, ...).
 
     Returns:
@@ -174,12 +176,21 @@ def sample(
         if isinstance(model, GuidedModel):
             model.step = step
         prediction = model.predict(x, float(solver.evaluations[i]), **conditioning)
-        x = solver.step(x, prediction, i)
+        noise = _noise_like(x, generators) if solver.draws(i) else None
+        x = solver.step(x, prediction, i, noise)
         check.look(x)
         if callback is not None and (i + 1 == count or solver.step_of[i + 1] != step):
             callback(step, float(solver.times[step + 1]), x, prediction.x0)
     check.verdict()
     return x
+
+
+def _noise_like(x: Tensor, generators: Sequence[torch.Generator] | None) -> Tensor:
+    if generators is None:
+        return torch.randn_like(x)
+    if len(generators) != x.shape[0]:
+        raise InputError(f"generators: got {len(generators)}; allowed: one for each of {x.shape[0]} samples")
+    return randn(x.shape[1:], generators, x.dtype, x.device)
 
 
 def _bar(count: int, progress: bool) -> Iterable[int]:

@@ -7,7 +7,7 @@ float64, such as mps, comes back in float32). Nothing here knows of models or of
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -147,6 +147,14 @@ class Path(ABC):
     def prior_std(self) -> float:
         """``sigma(1)``: sampling starts from normal(0, prior_std^2)."""
         return self.sigma(1.0)
+
+    def noise(self, normal: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
+        """The path's own ``eps`` from standard normal noise ``(B, ...)``: the same on a Gaussian path.
+
+        A path whose noise has another law draws what it needs besides from ``generators``, one for each sample (None:
+        torch's own). Training and priors draw their noise through this.
+        """
+        return normal
 
     def perturb(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
         """``alpha(t) x0 + sigma(t) noise``.

@@ -17,10 +17,11 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from genflow.errors import InputError, check_number, nearest
-from genflow.paths import Path
+from genflow.paths import Path, working_dtype
 from genflow.prediction import Prediction
 from genflow.schedulers.beta import BetaFamily
 from genflow.schedulers.family import Family
@@ -319,8 +320,11 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
         return PathSchedulerOutput(previous, x0) if return_dict else (previous, x0)
 
     def _advance(self, x: Tensor, prediction: Prediction, index: int, generator: Any) -> Tensor:
-        """The solver's step; schedulers that draw noise override this."""
-        return self._solver.step(x, prediction, index)
+        """The solver's step, with noise in float32 at least where it takes some."""
+        noise = None
+        if self._solver.draws(index):
+            noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=working_dtype(x))
+        return self._solver.step(x, prediction, index, noise)
 
     def _full_precision(self, sample: Tensor) -> Tensor:
         """The state behind ``sample``: pipelines in half precision hand back, untouched, the tensor step() rounded."""

@@ -42,6 +42,7 @@ class Solver(ABC):
     Attributes:
         name: the name in ``SOLVERS``.
         order: the order of convergence.
+        stochastic: whether ``step`` takes noise.
         option_names: the constructor's options, for ``create_solver`` and configurations.
         path, times: what ``start`` was given.
         evaluations: float64 times at which the network is asked, in order.
@@ -50,6 +51,7 @@ class Solver(ABC):
 
     name: ClassVar[str]
     order: ClassVar[int]
+    stochastic: ClassVar[bool] = False
     option_names: ClassVar[tuple[str, ...]] = ()
 
     path: Path
@@ -70,18 +72,25 @@ class Solver(ABC):
         """Set ``evaluations``, ``step_of`` and the scalars from ``path`` and ``times``; forget history."""
 
     @abstractmethod
-    def _step(self, x: Tensor, prediction: Prediction, i: int) -> Tensor:
+    def _step(self, x: Tensor, prediction: Prediction, i: int, noise: Tensor | None) -> Tensor:
         """The update itself; ``x`` is float32 at least."""
 
-    def step(self, x: Tensor, prediction: Prediction, i: int) -> Tensor:
+    def draws(self, i: int) -> bool:
+        """Whether evaluation ``i`` uses noise; a stochastic rule may have a last step without."""
+        return self.stochastic
+
+    def step(self, x: Tensor, prediction: Prediction, i: int, noise: Tensor | None = None) -> Tensor:
         """The state for evaluation ``i + 1`` (after the last one: the result), in ``x``'s dtype and float32 at least.
 
         ``x`` is the state at evaluation ``i`` and ``prediction`` the model's answer to it, both in the coordinates of
-        ``path``. Raises InputError for an ``i`` outside the run.
+        ``path``; ``noise`` is standard normal in ``x``'s shape, wanted where ``draws(i)``. Raises InputError for an
+        ``i`` outside the run, or where noise is missing.
         """
         if not 0 <= i < len(self.evaluations):
             raise InputError(f"step: evaluation {i} is outside the run; allowed: 0 to {len(self.evaluations) - 1}")
-        return self._step(x.to(working_dtype(x)), prediction, i)
+        if noise is None and self.draws(i):
+            raise InputError(f"noise: None; solver {self.name!r} needs standard normal noise in the state's shape")
+        return self._step(x.to(working_dtype(x)), prediction, i, noise)
 
     def to_config(self) -> dict[str, Any]:
         """The solver's name and options, JSON-safe; ``create_solver(**config)`` makes it again."""

@@ -25,6 +25,6 @@ class Euler(Solver):
         self.step_of = np.arange(len(self.evaluations))
         self._weights = FRAMES["denoised"].weights(self.path, self.times[:-1], self.times[1:])
 
-    def _step(self, x: Tensor, prediction: Prediction, i: int) -> Tensor:
+    def _step(self, x: Tensor, prediction: Prediction, i: int, noise: Tensor | None) -> Tensor:
         a, b = self._weights
         return combine(float(a[i]), x, float(b[i]), prediction.x0)

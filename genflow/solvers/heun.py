@@ -50,7 +50,7 @@ class Heun(Solver):
         self.step_of = np.repeat(np.arange(len(start)), 2)[:count]
         self._begun: tuple[int, Tensor, Tensor] | None = None  # the step, its first state and its first slope
 
-    def _step(self, x: Tensor, prediction: Prediction, i: int) -> Tensor:
+    def _step(self, x: Tensor, prediction: Prediction, i: int, noise: Tensor | None) -> Tensor:
         n, correcting = divmod(i, 2)
         a, b = self._weights[n]
         slope = prediction.to(self._kinds[n])
