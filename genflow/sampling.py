@@ -114,15 +114,15 @@ class FiniteCheck:
 
 
 def _prepare(
-    model: PathModel, x: Tensor, guidance: Guidance | None, null_label: int | None
+    model: PathModel, x: Tensor, guidance: Guidance | None, null_label: int | None, steps: int | None
 ) -> tuple[PathModel, Tensor]:
-    """The model with guidance around it, and the state in float32 at least."""
+    """The model with guidance around it, told the number of steps, and the state in float32 at least."""
     if not bool(torch.isfinite(x).all()):
         raise InputError("x: the initial state has NaN or infinite values")
     if guidance is not None:
         model = GuidedModel(model, guidance, null_label)
     if isinstance(model, GuidedModel):
-        model.reset()
+        model.reset(steps)
     return model, x.to(working_dtype(x))
 
 
@@ -163,8 +163,8 @@ def sample(
     """
     solver = create_solver(solver) if isinstance(solver, str) else solver
     solver.start(model.path, np.asarray(times, dtype=np.float64))
-    model, x = _prepare(model, x, guidance, null_label)
     count, steps = len(solver.evaluations), len(solver.times) - 1
+    model, x = _prepare(model, x, guidance, null_label, steps)
 
     def bad(i: int) -> str:
         n = solver.step_of[i]
@@ -255,7 +255,12 @@ def sample_adaptive(
     check_number("noise_min", noise_min, at_least=0, below=model.path.noise_level(float(start)))
     check_number("rtol", rtol, above=0)
     check_number("atol", atol, above=0)
-    model, x = _prepare(model, x, guidance, null_label)
+    model, x = _prepare(model, x, guidance, null_label, None)
+    if isinstance(model, GuidedModel) and model.guidance.counts_steps:
+        raise InputError(
+            f"guidance: {model.guidance!r} counts steps, which an adaptive solver has not; "
+            "allowed: no momentum, start 0 and stop 1"
+        )
     path, frame, end = model.path, FRAMES["velocity"], model.path.time(float(noise_min))
     evaluations = 0
 

@@ -193,16 +193,18 @@ class ImagePipeline(DiffusionPipeline):
         latents = self._noise(latents, batch, height, width, generators, device) * prior_std
         if rule is not None:
             model = GuidedModel(model, rule, self.null_label)
-            model.reset()
         conditioning = {} if labels is None else {"class_labels": labels}
 
         schedule = self.scheduler.timesteps
         own = isinstance(self.scheduler, PathScheduler)
         times = (self.scheduler.times if own else family.time(schedule.cpu().numpy())).tolist()
         order = getattr(self.scheduler, "order", 1)
-        count = -(-len(times) // order)
+        step_of = self.scheduler.step_of.tolist() if own else [i // order for i in range(len(times))]
+        count = step_of[-1] + 1
+        if isinstance(model, GuidedModel):
+            model.reset(count)
         check = FiniteCheck(
-            lambda i: f"the network gave NaN or infinity at step {i // order + 1} of {count} (t={times[i]:.6g})"
+            lambda i: f"the network gave NaN or infinity at step {step_of[i] + 1} of {count} (t={times[i]:.6g})"
         )
         extra = _step_arguments(self.scheduler, generators)
         if hasattr(self.scheduler, "set_begin_index"):
@@ -211,7 +213,7 @@ class ImagePipeline(DiffusionPipeline):
             for i, (timestep, time) in enumerate(zip(schedule, times, strict=True)):
                 scaled = _scale_input(self.scheduler, latents, timestep)
                 if isinstance(model, GuidedModel):
-                    model.step = i // order
+                    model.step = step_of[i]
                 prediction = model.predict(latents if family.name == "edm" else scaled, time, **conditioning)
                 check.look(prediction.to(prediction.kind))
                 output = prediction if own else family.model_output(prediction)
@@ -219,7 +221,7 @@ class ImagePipeline(DiffusionPipeline):
                 if callback_on_step_end is not None:
                     tensors = {name: latents for name in callback_on_step_end_tensor_inputs}
                     latents = (callback_on_step_end(self, i, timestep, tensors) or {}).get("latents", latents)
-                if (i + 1) % order == 0 or i + 1 == len(times):
+                if i + 1 == len(times) or step_of[i + 1] != step_of[i]:
                     bar.update()
         check.verdict()
         images = self._output(latents, output_type)

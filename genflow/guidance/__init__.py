@@ -3,13 +3,14 @@
 from typing import Any
 
 from genflow.errors import InputError, check_choice, nearest
+from genflow.guidance.apg import APG
 from genflow.guidance.base import Guidance
 from genflow.guidance.cfg import CFG
 from genflow.guidance.guided import GuidedModel
 
-__all__ = ["CFG", "GUIDANCES", "Guidance", "GuidedModel", "create_guidance"]
+__all__ = ["APG", "CFG", "GUIDANCES", "Guidance", "GuidedModel", "create_guidance"]
 
-GUIDANCES: dict[str, type[Guidance]] = {cls.name: cls for cls in (CFG,)}
+GUIDANCES: dict[str, type[Guidance]] = {cls.name: cls for cls in (CFG, APG)}
 """Every guidance by its name."""
 
 

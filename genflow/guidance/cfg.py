@@ -17,6 +17,5 @@ class CFG(Guidance):
 
     name = "cfg"
 
-    def __call__(self, cond_x0: Tensor, uncond_x0: Tensor, x: Tensor, noise_level: float | Tensor, step: int) -> Tensor:
-        """See :meth:`Guidance.__call__`."""
-        return torch.lerp(uncond_x0, cond_x0, self.scale_like(cond_x0))  # exact at scales 0 and 1
+    def _guide(self, cond: Tensor, uncond: Tensor, x: Tensor, noise_level: float | Tensor, step: int) -> Tensor:
+        return torch.lerp(uncond, cond, self.scale_like(cond))  # exact at scales 0 and 1

@@ -45,10 +45,10 @@ class GuidedModel(PathModel):
         """The label of the unconditional half."""
         return self._null_label
 
-    def reset(self) -> None:
-        """Begin a new run: step 0, and the guidance forgets."""
+    def reset(self, steps: int | None = None) -> None:
+        """Begin a new run of ``steps`` outer steps (None: not known): step 0, and the guidance forgets."""
         self.step = 0
-        self.guidance.reset()
+        self.guidance.reset(steps)
 
     def predict(self, x: Tensor, t: float | Tensor, **conditioning: Any) -> Prediction:
         """The guided prediction; see :meth:`PathModel.predict`.
@@ -56,17 +56,13 @@ class GuidedModel(PathModel):
         Raises InputError where guidance acts and there is nothing to tell the two halves apart.
         """
         level = self.path.noise_level(t)
-        if self.guidance.neutral or not (isinstance(level, Tensor) or self.guidance.is_active(level)):
+        if not self.guidance.is_active(level, self.step):
             return self.model.predict(x, t, **conditioning)
         both = self._both(x.shape[0], conditioning)
         prediction = self.model.predict(torch.cat([x, x]), _twice(t, x.shape[0]), **both)
         cond, uncond = prediction.x0.chunk(2)
         state = prediction.x[: x.shape[0]]
         guided = self.guidance(cond, uncond, state, level, self.step)
-        if isinstance(level, Tensor):  # times of their own: each sample has guidance inside the interval only
-            low, high = self.guidance.interval
-            acts = ((level > low) & (level <= high)).to(x.device).reshape(-1, *(1,) * (x.ndim - 1))
-            guided = torch.where(acts, guided, cond)
         return Prediction(guided, "sample", state, self.path, t)
 
     def _both(self, batch: int, conditioning: dict[str, Any]) -> dict[str, Any]:

@@ -167,6 +167,11 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
         return self._times
 
     @property
+    def step_of(self) -> np.ndarray:
+        """The outer step that every entry of ``timesteps`` belongs to, from 0; guidance with momentum counts these."""
+        return np.arange(len(self._times)) if self._solver is None else self._solver.step_of
+
+    @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the noise to start from."""
         return self.family.prior_std(float(self._times[0]))

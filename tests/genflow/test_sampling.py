@@ -138,7 +138,8 @@ def test_guidance_in_the_loop(gaussian_model) -> None:
     seen: list[tuple[float, int]] = []
 
     class Recording(CFG):
-        def reset(self) -> None:
+        def reset(self, steps: int | None = None) -> None:
+            assert steps == 3
             seen.clear()
 
         def __call__(self, cond_x0: Tensor, uncond_x0: Tensor, x: Tensor, noise_level: Any, step: int) -> Tensor:

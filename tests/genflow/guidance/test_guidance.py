@@ -180,26 +180,26 @@ def test_a_real_network() -> None:
 
 def test_reset_and_step_reach_the_guidance() -> None:
     class Remembering(CFG):
-        steps: list[int]
+        def reset(self, steps: int | None = None) -> None:
+            super().reset(steps)
+            self.seen: list[int] = []
 
-        def reset(self) -> None:
-            self.steps = []
-
-        def __call__(self, cond_x0: Tensor, uncond_x0: Tensor, x: Tensor, noise_level: Any, step: int) -> Tensor:
-            self.steps.append(step)
+        def __call__(self, cond_x0: Tensor, uncond_x0: Tensor, x: Tensor, noise_level: Any, step: int = 0) -> Tensor:
+            self.seen.append(step)
             return super().__call__(cond_x0, uncond_x0, x, noise_level, step)
 
     guidance = Remembering(2.0)
     guided = GuidedModel(Labelled(), guidance)
     guided.step = 7
-    guided.reset()
+    guided.reset(2)
+    assert (guided.step, guidance.steps) == (0, 2)
     for guided.step in (0, 0, 1):
         guided.predict(state(), 0.5, class_labels=torch.tensor([0, 3, 7]))
-    assert guidance.steps == [0, 0, 1]
+    assert guidance.seen == [0, 0, 1]
 
 
 def test_config() -> None:
-    assert set(GUIDANCES) == {"cfg"}
+    assert set(GUIDANCES) == {"cfg", "apg"}
     for guidance in (CFG(3.0), CFG(torch.tensor([1.0, 2.5]), interval=(0.25, 4.0)), CFG()):
         config = json.loads(json.dumps(guidance.to_config()))
         if isinstance(config["scale"], list):
