@@ -1,12 +1,11 @@
-"""Command-line words to values: seeds, classes, ``key=value`` options. Every refusal is one clear InputError."""
+"""Command-line words to values: seeds and classes (``key=value`` options: genflow.options). Every refusal is one clear
+InputError."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-import yaml
+from collections.abc import Iterable, Mapping
 
 from genflow.errors import InputError, nearest
+from genflow.options import parse_options
 
 __all__ = ["MAX_SEED", "format_seeds", "parse_classes", "parse_options", "parse_seeds"]
 
@@ -79,31 +78,3 @@ def parse_classes(text: str, num_classes: int, names: Mapping[str, int]) -> list
             hint = nearest(word, known)
             raise InputError(f"--classes: {part.strip()!r} is not known{hint}; allowed: {', '.join(shown)}")
     return classes
-
-
-def parse_options(argument: str, words: Sequence[str]) -> dict[str, Any]:
-    """``["order=2", "interval=[0.1, 2]"]`` to a dict; values are read as YAML, so numbers and lists keep their type.
-
-    Raises:
-        InputError: a word without ``=``, a key said twice, a value that is no YAML.
-    """
-    options: dict[str, Any] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        key = key.strip()
-        if not equals or not key:
-            raise InputError(f"{argument}: {word!r} is not of the form key=value")
-        if key in options:
-            raise InputError(f"{argument}: {key!r} is given twice")
-        try:
-            options[key] = _scientific(yaml.safe_load(value))
-        except yaml.YAMLError:
-            raise InputError(f"{argument}: the value of {key!r} cannot be read: {value!r}") from None
-    return options
-
-
-def _scientific(value: Any) -> Any:
-    """YAML 1.1 takes 1e-3 for text, since it has no point; a person means the number."""
-    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+", value):
-        return float(value)
-    return value

@@ -1,4 +1,4 @@
-"""Measures of generated images: features, Frechet distance, nearest-neighbour coverage, class accuracy."""
+"""Measures of generated images: features, Frechet distance, nearest-neighbour coverage, class accuracy, statistics."""
 
 from genflow.lazy import lazy_exports
 
@@ -9,14 +9,23 @@ _WHERE = {
     "Features": "features",
     "ImageClassifier": "classifier",
     "NeighbourMetrics": "neighbours",
+    "SD_LATENT_MEAN": "image_statistics",
+    "SD_LATENT_STD": "image_statistics",
+    "channel_statistics": "image_statistics",
     "class_accuracy": "accuracy",
+    "clipped_share": "image_statistics",
+    "colourfulness": "image_statistics",
     "content_hash": "features",
+    "contrast": "image_statistics",
     "frechet_distance": "frechet",
     "frechet_distance_from_features": "frechet",
     "frechet_distance_from_statistics": "frechet",
     "load_classifier": "classifier",
+    "magnitude_score": "image_statistics",
     "neighbour_metrics": "neighbours",
     "neighbour_radii": "neighbours",
+    "rms_distance": "distance",
+    "saturation": "image_statistics",
     "save_classifier": "classifier",
 }
 

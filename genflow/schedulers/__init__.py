@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from genflow.schedulers.base import PathScheduler, PathSchedulerOutput
     from genflow.schedulers.beta import BetaFamily
     from genflow.schedulers.edm import EDMFamily
+    from genflow.schedulers.evaluations import count_evaluations, steps_within
     from genflow.schedulers.family import Family
     from genflow.schedulers.flow import FlowFamily
+    from genflow.schedulers.pfgmpp import PFGMPlusPlusScheduler
     from genflow.schedulers.reading import family_from_config
     from genflow.schedulers.rectified_flow import RectifiedFlowScheduler
 
@@ -21,11 +23,14 @@ __all__ = [
     "EDMFamily",
     "Family",
     "FlowFamily",
+    "PFGMPlusPlusScheduler",
     "PathScheduler",
     "PathSchedulerOutput",
     "RectifiedFlowScheduler",
+    "count_evaluations",
     "create_scheduler",
     "family_from_config",
+    "steps_within",
 ]
 
 _HOMES = {
@@ -33,15 +38,19 @@ _HOMES = {
     "EDMFamily": "edm",
     "Family": "family",
     "FlowFamily": "flow",
+    "PFGMPlusPlusScheduler": "pfgmpp",
     "PathScheduler": "base",
     "PathSchedulerOutput": "base",
     "RectifiedFlowScheduler": "rectified_flow",
+    "count_evaluations": "evaluations",
     "family_from_config": "reading",
+    "steps_within": "evaluations",
 }
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("RectifiedFlowScheduler", {"solver": "euler"}),
     "heun": ("RectifiedFlowScheduler", {"solver": "heun"}),
+    "pfgm++": ("PFGMPlusPlusScheduler", {}),
 }
 """Short names: the class (in this package) and the options that the name stands for."""
 
