@@ -1,7 +1,11 @@
 """Models whose exact posterior mean is known, for the tests of everything that samples."""
 
+import importlib.util
 import math
+import sys
 from collections.abc import Callable
+from pathlib import Path as FilePath
+from types import ModuleType
 
 import pytest
 import torch
@@ -17,6 +21,17 @@ MEAN, STD = 0.7, 0.5
 def _fixed_seed() -> None:
     """Every test draws the same numbers in every run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_pipelines() -> ModuleType:
+    """``tests/genflow/tiny_pipelines.py``: real diffusers pipelines with tiny random weights."""
+    name = "genflow_tiny_pipelines"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, FilePath(__file__).parent / "tiny_pipelines.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
 @pytest.fixture
