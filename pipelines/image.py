@@ -23,8 +23,8 @@ from diffusers import (
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from genflow.errors import InputError, check_choice, check_number, nearest
-from genflow.guidance import Guidance, GuidedModel, create_guidance
+from genflow.errors import InputError, check_choice, check_keys, check_number, nearest
+from genflow.guidance import GUIDANCES, AutoGuidance, Guidance, GuidedModel, create_guidance
 from genflow.images import to_pil
 from genflow.models import LeanUNet2DModel, PathModel, from_diffusers
 from genflow.pipelines.loading import HUB_OPTIONS, import_components, locate, read_index, summary
@@ -141,6 +141,7 @@ class ImagePipeline(DiffusionPipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | Sequence[float] | Tensor | None = None,
         guidance: str | Guidance | None = None,
+        guidance_options: dict[str, Any] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
         height: int | None = None,
@@ -160,7 +161,9 @@ class ImagePipeline(DiffusionPipeline):
             batch_size: how many images; by default as many as there are labels, latents or generators.
             num_inference_steps: by default ``default_steps``.
             guidance_scale: 1 is none; one number, or one for each image. By default ``default_guidance_scale``.
-            guidance: a guidance object (which brings its own scale), or its name; by default ``cfg``.
+            guidance: a guidance object (which brings its own scale), or its name; by default ``cfg``. The weak model of
+                an :class:`AutoGuidance` may be a plain network; it is called as the pipeline's own is.
+            guidance_options: further options of the guidance that is named, as ``{"eta": 0.0}`` for ``apg``.
             generator: one for all images in turn, or one an image: then an image depends on its own alone.
             latents: standard normal noise ``(B, C, H, W)`` to start from.
             height, width: in pixels; by default the network's sample_size.
@@ -181,7 +184,7 @@ class ImagePipeline(DiffusionPipeline):
         device = self._execution_device
         batch = self._batch_size(class_labels, batch_size, latents, generator)
         labels = self._labels(class_labels, batch, device)
-        rule = self._guidance(guidance, guidance_scale, class_labels is not None, batch)
+        rule = self._guidance(guidance, guidance_scale, guidance_options, class_labels is not None, batch)
         generators = _generators(generator, batch)
         steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
         check_number("num_inference_steps", steps, at_least=1, integer=True)
@@ -192,6 +195,8 @@ class ImagePipeline(DiffusionPipeline):
         prior_std = getattr(self.scheduler, "init_noise_sigma", 1.0)
         latents = self._noise(latents, batch, height, width, generators, device) * prior_std
         if rule is not None:
+            if isinstance(rule, AutoGuidance) and not isinstance(rule.weak, PathModel):
+                rule = AutoGuidance(self._model(family, rule.weak), rule.rule)
             model = GuidedModel(model, rule, self.null_label)
         conditioning = {} if labels is None else {"class_labels": labels}
 
@@ -267,11 +272,17 @@ class ImagePipeline(DiffusionPipeline):
         label = label.item() if hasattr(label, "item") else label
         return int(check_number("class_labels", label, at_least=0, at_most=highest, integer=True))
 
-    def _guidance(self, guidance: Any, scale: Any, labelled: bool, batch: int) -> Guidance | None:
-        asked = guidance is not None or scale is not None
+    def _guidance(
+        self, guidance: Any, scale: Any, options: dict[str, Any] | None, labelled: bool, batch: int
+    ) -> Guidance | None:
+        asked = guidance is not None or scale is not None or bool(options)
         if isinstance(guidance, Guidance):
-            if scale is not None:
-                raise InputError("guidance_scale: given together with a guidance object, which has its own scale")
+            for name, value in (("guidance_scale", scale), ("guidance_options", options)):
+                if value is not None:
+                    raise InputError(f"{name}: given together with a guidance object, which has its own")
+            if isinstance(guidance.scale, Tensor) and guidance.scale.shape not in ((), (1,), (batch,)):
+                count = guidance.scale.numel()
+                raise InputError(f"guidance: {count} scales; allowed: a number, or one for each of {batch}")
         else:
             if isinstance(scale, (Sequence, Tensor)) and not isinstance(scale, str):
                 scale = torch.as_tensor(scale, dtype=torch.float32)
@@ -279,10 +290,14 @@ class ImagePipeline(DiffusionPipeline):
                     raise InputError(f"guidance_scale: {scale.tolist()}; allowed: a number, or one for each of {batch}")
             scale = self.config.default_guidance_scale if scale is None else scale
             interval = self.config.default_guidance_interval
-            options = {} if interval is None else {"interval": tuple(interval)}
-            guidance = create_guidance(guidance or "cfg", scale=scale, **options)
+            defaults = {} if interval is None else {"interval": tuple(interval)}
+            kind = check_choice("guidance", guidance or "cfg", GUIDANCES)
+            check_keys("guidance_options", options or {}, [k for k in GUIDANCES[kind].option_names if k != "scale"])
+            guidance = create_guidance(kind, scale=scale, **{**defaults, **(options or {})})
         if guidance.neutral:
             return None
+        if isinstance(guidance, AutoGuidance):
+            return guidance
         if not labelled or self.null_label is None:
             if asked:
                 need = "class_labels" if self.null_label is not None else "a network with a null class"
@@ -290,10 +305,11 @@ class ImagePipeline(DiffusionPipeline):
             return None
         return guidance
 
-    def _model(self, family: Family) -> PathModel:
+    def _model(self, family: Family, network: torch.nn.Module | None = None) -> PathModel:
         options = {"sigma_data": family.config["sigma_data"]} if family.name == "edm" else {}
         options["num_train_timesteps"] = family.num_train_timesteps
-        return from_diffusers(self.unet, family.path, family.prediction_type, num_classes=self.null_label, **options)
+        network = self.unet if network is None else network
+        return from_diffusers(network, family.path, family.prediction_type, num_classes=self.null_label, **options)
 
     def _set_timesteps(
         self, given: int | None, steps: int, device: torch.device, sigmas: Any, timesteps: Any, mu: float | None

@@ -70,13 +70,25 @@ def generate(
     ] = None,
     steps: Annotated[int | None, _option("--steps", "Sampling steps (default: the model's).", _HOW)] = None,
     guidance: Annotated[
-        str | None, _option("--guidance", "The guidance method, see `genflow info` (default: cfg).", _HOW)
+        str | None,
+        _option(
+            "--guidance",
+            "The guidance method: cfg, or apg, which oversaturates less at high scales (default: cfg).",
+            _HOW,
+        ),
     ] = None,
     guidance_scale: Annotated[
         float | None, _option("--guidance-scale", "Its strength; 1 is none (default: the model's).", _HOW)
     ] = None,
     guidance_option: Annotated[
-        list[str] | None, _option("--guidance-option", "A setting of the guidance; may be repeated.", _HOW, "KEY=VALUE")
+        list[str] | None,
+        _option(
+            "--guidance-option",
+            "A setting of the guidance; may be repeated. All: interval=[LOW,HIGH] in noise level, start=, stop= in "
+            "fractions of the steps, rescale=; apg: eta=, norm_threshold=, momentum=.",
+            _HOW,
+            "KEY=VALUE",
+        ),
     ] = None,
     pipeline_option: Annotated[
         list[str] | None,
@@ -125,6 +137,7 @@ def generate(
       genflow generate
       genflow generate --seeds 0-15 --classes sneaker,bag --steps 18 --guidance-scale 2 --out shoes/
       genflow generate --scheduler heun --steps 9 --scheduler-option shift=1.5
+      genflow generate --guidance apg --guidance-scale 4 --guidance-option eta=0 --guidance-option norm_threshold=2.5
       genflow generate --like out/000007.png --steps 50
       genflow generate --model runs/mine/pipeline --seeds 0-9999 --no-grid --json > images.jsonl
       genflow generate --model owner/name --prompt 'a red boat' --seeds 0-3

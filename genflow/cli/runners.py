@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from genflow.cli.plan import Job, Request, Settings
-from genflow.errors import InputError, NonFiniteError, check_number, nearest
+from genflow.errors import InputError, NonFiniteError, check_choice, check_keys, check_number, nearest
 from genflow.files import fingerprint
-from genflow.guidance import create_guidance
+from genflow.guidance import GUIDANCES, create_guidance
 from genflow.pipelines import ImagePipeline
 from genflow.schedulers import SCHEDULERS, create_scheduler
 
@@ -97,6 +97,7 @@ class Runner(ABC):
     def _pipeline_options(self, request: Request) -> dict[str, Any]:
         known = inspect.signature(self.pipeline.__call__).parameters
         own = {"batch_size", "class_labels", "generator", "guidance", "guidance_scale", "num_inference_steps"}
+        own |= {"guidance_options"}
         own |= {"callback_on_step_end", "latents", "num_images_per_prompt", "output_type", "prompt", "return_dict"}
         for key in request.pipeline_options:
             if key in own:
@@ -147,7 +148,9 @@ class ImageRunner(Runner):
             if request.guidance is not None or request.guidance_options or request.guidance_scale not in (None, 1):
                 raise InputError("--guidance: this model has no unconditional half to guide away from; leave it out")
             return None, None, {}
-        name = request.guidance or "cfg"
+        name = check_choice("--guidance", request.guidance or "cfg", GUIDANCES)
+        known = [option for option in GUIDANCES[name].option_names if option != "scale"]  # --guidance-scale has that
+        check_keys("--guidance-option", request.guidance_options, known)
         scale = config.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
         options = dict(request.guidance_options)
         if config.default_guidance_interval is not None:

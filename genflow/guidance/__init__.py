@@ -4,14 +4,15 @@ from typing import Any
 
 from genflow.errors import InputError, check_choice, nearest
 from genflow.guidance.apg import APG
+from genflow.guidance.autoguidance import AutoGuidance
 from genflow.guidance.base import Guidance
 from genflow.guidance.cfg import CFG
 from genflow.guidance.guided import GuidedModel
 
-__all__ = ["APG", "CFG", "GUIDANCES", "Guidance", "GuidedModel", "create_guidance"]
+__all__ = ["APG", "CFG", "GUIDANCES", "AutoGuidance", "Guidance", "GuidedModel", "create_guidance"]
 
 GUIDANCES: dict[str, type[Guidance]] = {cls.name: cls for cls in (CFG, APG)}
-"""Every guidance by its name."""
+"""Every guidance that a name and options make, by its name."""
 
 
 def create_guidance(name: str, **options: Any) -> Guidance:

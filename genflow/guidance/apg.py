@@ -1,6 +1,7 @@
 """Adaptive projected guidance (Sadat, Hilliges and Weber 2025, arXiv 2410.02416)."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class APG(Guidance):
     function of the state for the whole step. The momentum begins at the first step where guidance acts.
 
     Args:
-        scale: the strength; 1 is no guidance. A number, or a ``(B,)`` tensor with one for each sample.
+        scale: the strength; 1 is no guidance. A number, or ``(B,)`` numbers (a tensor, say), one for each sample.
         eta: what is left of the parallel part; 0 in the paper, 1 keeps it all.
         norm_threshold: the largest norm r of an update. ``"auto"`` is ``15 sqrt(size / 65536)`` for samples of
             ``size`` elements: the paper's 15 for SDXL (latents of 4x128x128), kept the same for each element, since
@@ -47,7 +48,7 @@ class APG(Guidance):
 
     def __init__(
         self,
-        scale: float | Tensor = 1.0,
+        scale: float | Sequence[float] | Tensor = 1.0,
         eta: float = 0.0,
         norm_threshold: float | str | None = "auto",
         momentum: float = -0.5,
@@ -60,7 +61,7 @@ class APG(Guidance):
         self.eta = float(check_number("eta", eta))
         if isinstance(norm_threshold, str):
             if norm_threshold != "auto":
-                raise InputError(f"norm_threshold: got {norm_threshold!r}; allowed: a number, 'auto' or None")
+                raise InputError(f"norm_threshold: got {norm_threshold!r}; allowed: a number (0 is no limit) or 'auto'")
             self.norm_threshold: float | str | None = "auto"
         else:
             limit = None if norm_threshold is None else float(check_number("norm_threshold", norm_threshold))

@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,12 +14,14 @@ from genflow.paths import working_dtype
 
 __all__ = ["Guidance"]
 
+_IDLE = {"start": 0.0, "stop": 1.0, "rescale": 0.0}  # values of options that change nothing
+
 
 class Guidance(ABC):
     """A rule in x0 space. All predictions come to it as denoised estimates, so a rule means the same for any network.
 
     Args:
-        scale: the strength; 1 is no guidance. A number, or a ``(B,)`` tensor with one for each sample.
+        scale: the strength; 1 is no guidance. A number, or ``(B,)`` numbers (a tensor, say), one for each sample.
         interval: ``(low, high)`` noise levels; guidance acts where ``low < noise_level <= high`` (Kynkäänniemi et
             al. 2024, arXiv 2404.07724). The default is everywhere; a high of None is infinity.
         start, stop: fractions of the run; guidance acts at the steps n of N with ``start <= n / N < stop``, and
@@ -40,14 +43,16 @@ class Guidance(ABC):
 
     def __init__(
         self,
-        scale: float | Tensor = 1.0,
+        scale: float | Sequence[float] | Tensor = 1.0,
         interval: tuple[float, float | None] = (0.0, math.inf),
         start: float = 0.0,
         stop: float = 1.0,
         rescale: float = 0.0,
     ) -> None:
+        if isinstance(scale, (list, tuple)):
+            scale = torch.tensor([float(check_number("scale", value)) for value in scale], dtype=torch.float64)
         if isinstance(scale, Tensor):
-            if scale.ndim > 1 or not bool(torch.isfinite(scale).all()):
+            if scale.ndim > 1 or not scale.numel() or not bool(torch.isfinite(scale).all()):
                 raise InputError(f"scale: got {scale.tolist()}; allowed: a finite number, or one for each sample")
             self.neutral = bool((scale == 1).all())
         else:
@@ -149,10 +154,15 @@ class Guidance(ABC):
         return self._scales[key]
 
     def to_config(self) -> dict[str, Any]:
-        """The name and options, JSON-safe (infinity is null); ``create_guidance(**config)`` makes it again."""
+        """The name and options, JSON-safe (infinity is null); ``create_guidance(**config)`` makes it again.
+
+        ``start``, ``stop`` and ``rescale`` are there only where they do something.
+        """
         config: dict[str, Any] = {"name": self.name}
         for option in self.option_names:
-            config[option] = getattr(self, option)
+            value = getattr(self, option)
+            if _IDLE.get(option, math.nan) != value:
+                config[option] = value
         if isinstance(self.scale, Tensor):
             config["scale"] = self.scale.tolist()
         low, high = self.interval
@@ -161,4 +171,4 @@ class Guidance(ABC):
 
     def __repr__(self) -> str:
         config = self.to_config()
-        return f"{type(self).__name__}({', '.join(f'{key}={config[key]!r}' for key in self.option_names)})"
+        return f"{type(self).__name__}({', '.join(f'{key}={config[key]!r}' for key in config if key != 'name')})"

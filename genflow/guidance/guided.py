@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from genflow.errors import InputError
+from genflow.guidance.autoguidance import AutoGuidance
 from genflow.guidance.base import Guidance
 from genflow.models.base import PathModel
 from genflow.prediction import Prediction
@@ -16,12 +17,17 @@ __all__ = ["GuidedModel"]
 class GuidedModel(PathModel):
     """``model`` with ``guidance``: one call of twice the batch where guidance acts, a plain call where it does not.
 
+    With a weaker model (:class:`AutoGuidance`) guidance is a call of each model, and no label is needed.
+
     Args:
         model: the model to guide; its conditioning must include ``class_labels``, or be named in ``unconditional``.
         guidance: the rule.
         null_label: the label of the unconditional half; by default the model's own null label.
         unconditional: replacements for other conditioning in the unconditional half, by name (an empty prompt's
             ``encoder_hidden_states``, say). What is not named is the same in both halves.
+
+    Raises:
+        InputError: an AutoGuidance whose weak model is not a path model on the model's own path.
 
     Attributes:
         step: the outer step that the caller is at, handed to the guidance.
@@ -38,6 +44,10 @@ class GuidedModel(PathModel):
         self.path, self.num_classes = model.path, model.num_classes
         self._null_label = model.null_label if null_label is None else null_label
         self.unconditional = dict(unconditional or {})
+        self.weak = guidance.weak if isinstance(guidance, AutoGuidance) else None
+        if self.weak is not None and getattr(self.weak, "path", None) != model.path:
+            found = f"{type(self.weak).__name__} on {getattr(self.weak, 'path', None)!r}"
+            raise InputError(f"weak: got {found}; allowed: a path model on {model.path!r}")
         self.step = 0
 
     @property
@@ -58,9 +68,13 @@ class GuidedModel(PathModel):
         level = self.path.noise_level(t)
         if not self.guidance.is_active(level, self.step):
             return self.model.predict(x, t, **conditioning)
-        both = self._both(x.shape[0], conditioning)
-        prediction = self.model.predict(torch.cat([x, x]), _twice(t, x.shape[0]), **both)
-        cond, uncond = prediction.x0.chunk(2)
+        if self.weak is not None:
+            prediction = self.model.predict(x, t, **conditioning)
+            cond, uncond = prediction.x0, self.weak.predict(x, t, **conditioning).x0
+        else:
+            both = self._both(x.shape[0], conditioning)
+            prediction = self.model.predict(torch.cat([x, x]), _twice(t, x.shape[0]), **both)
+            cond, uncond = prediction.x0.chunk(2)
         state = prediction.x[: x.shape[0]]
         guided = self.guidance(cond, uncond, state, level, self.step)
         return Prediction(guided, "sample", state, self.path, t)
