@@ -84,9 +84,9 @@ def _weights(rows: _Coefficients, source: str, target: str) -> tuple[Number, Num
 def _combine(x: Tensor, value: Tensor, a: Number, b: Number) -> Tensor:
     """``a x + b value``, with the coefficients broadcast over the sample dimensions."""
     a, b = expand_like(a, x), expand_like(b, value)
-    if not isinstance(a, Tensor) and a == 0:
-        return b * value
-    return a * x + b * value
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a * x + b * value
+    return b * value if a == 0 else (b * value).add_(x, alpha=a)  # two passes over memory instead of three
 
 
 def convert(value: Tensor, source: str, target: str, x: Tensor, path: Path, t: float | Tensor) -> Tensor:

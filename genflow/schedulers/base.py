@@ -67,7 +67,8 @@ def register_scheduler(init: Callable[..., None]) -> Callable[..., None]:
                 raise InputError(f"{type(self).__name__}: {key!r} is not known{nearest(key, known)}")
         bound = {**dict(zip(own, args, strict=False)), **kwargs}
         options = {key: bound.get(key, default) for key, default in own.items()}
-        family = family_from_keys({key: value for key, value in kwargs.items() if key not in own})
+        keys = {key: value for key, value in kwargs.items() if key not in own and value is not None}
+        family = family_from_keys({**self.family_defaults, **keys})
         self.register_to_config(**family.config, **options)
         # keys said to stand at a default are skipped, without a warning, by diffusers' classes that do not know them
         unset = [*options, *(key for key, value in family.config.items() if value is None)]
@@ -100,6 +101,7 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
     """
 
     _compatibles: ClassVar[list[str]] = []
+    family_defaults: ClassVar[dict[str, Any]] = {}  # keys that the class gives where the config does not
     order: int = 1
 
     def _prepare(self, family: Family) -> None:
@@ -187,8 +189,8 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Start at this index instead of looking the first timestep up."""
-        self._begin_index = begin_index
+        """Start at this index instead of looking the first timestep up. Raises InputError for a negative one."""
+        self._begin_index = int(check_number("begin_index", begin_index, at_least=0, integer=True))
 
     def __len__(self) -> int:
         return self.family.num_train_timesteps
@@ -244,7 +246,7 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
         self._times = times
         timesteps = np.asarray(self.family.timestep(times), dtype=np.float32)
         self._host_timesteps = timesteps
-        self.timesteps = torch.from_numpy(timesteps.copy()).to(device)
+        self.timesteps = self._clock = torch.from_numpy(timesteps.copy()).to(device)  # starts its own storage
         self.sigmas = torch.from_numpy(self.family.sigma(np.append(times, end)).astype(np.float32))
         self._step_index: int | None = None
         self._begin_index: int | None = None
@@ -264,10 +266,18 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
             )
         return int(found[1] if len(found) > 1 else found[0])
 
+    def _position(self, timestep: float | Tensor | None) -> int | None:
+        """The index of a timestep taken out of ``timesteps`` itself, told by its place in memory: reading its value
+        would wait for the device."""
+        if not isinstance(timestep, Tensor) or timestep.numel() != 1 or timestep.dtype != self._clock.dtype:
+            return None
+        mine, theirs = (tensor.untyped_storage().data_ptr() for tensor in (self._clock, timestep))
+        return timestep.storage_offset() if mine == theirs and timestep.device == self._clock.device else None
+
     def _index(self, timestep: float | Tensor) -> int:
         if self._step_index is None:
-            begin = self._begin_index
-            self._step_index = self.index_for_timestep(timestep) if begin is None else begin
+            index = self._position(timestep) if self._begin_index is None else self._begin_index
+            self._step_index = self.index_for_timestep(timestep) if index is None else index
         if self._step_index >= len(self._times):
             raise InputError(f"step: the run of {len(self._times)} evaluations is over; call set_timesteps first")
         return self._step_index
@@ -277,8 +287,8 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
         if self.family.name != "edm":
             return sample
         index = self._begin_index if self._step_index is None else self._step_index
-        time = float(self._times[index]) if index is not None else float(self.family.time(float(timestep)))
-        return sample * self.family.input_scale(time)
+        time = self._time(timestep) if index is None else float(self._times[index])
+        return sample * self.family.input_scale(float(time))
 
     def predict(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor) -> Prediction:
         """Read a raw network output (for ``sample`` as it was before ``scale_model_input``) as a Prediction.
@@ -328,6 +338,8 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
         """The solver's step, with noise in float32 at least where it takes some."""
         noise = None
         if self._solver.draws(index):
+            if isinstance(generator, (list, tuple)) and len(generator) not in (1, len(x)):
+                raise InputError(f"generator: {len(generator)} for a batch of {len(x)}; allowed: one, or one an image")
             noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=working_dtype(x))
         return self._solver.step(x, prediction, index, noise)
 
@@ -340,6 +352,10 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
         return sample
 
     def _time(self, timestep: float | Tensor) -> float | Tensor:
+        """The path's time; a host number for a number or an entry of ``timesteps``, else a tensor."""
+        index = self._position(timestep)
+        if index is not None:
+            return float(self._times[index])
         time = self.family.time(timestep)
         return time.reshape(()) if isinstance(time, Tensor) and time.numel() == 1 else time
 
