@@ -136,10 +136,13 @@ def test_a_misspelt_override_is_named():
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_short_names(name):
-    scheduler = create_scheduler(name, diffusers.DDIMScheduler().config)
-    assert scheduler.config.solver == name
-    assert scheduler.family.name == "beta"
-    assert create_scheduler(name, shift=2.0).config.shift == 2.0
+    """A name stands for its class with its options, on whatever config the class takes."""
+    cls, options = SCHEDULERS[name]
+    scheduler = create_scheduler(name, diffusers.EDMEulerScheduler().config)
+    assert type(scheduler).__name__ == cls
+    assert {key: scheduler.config[key] for key in options} == options
+    assert scheduler.family.name == "edm"
+    assert create_scheduler(name, sigma_data=1.0, sigma_max=9.0).config.sigma_max == 9.0
 
 
 def test_names_of_classes():
