@@ -3,14 +3,37 @@
 from typing import Any
 
 from genflow.errors import InputError, check_choice, nearest
+from genflow.solvers.adams_bashforth import AdamsBashforth
 from genflow.solvers.base import Solver, check_times, combine
+from genflow.solvers.dpm_solver import DPMSolverPP
 from genflow.solvers.euler import Euler
-from genflow.solvers.frames import FRAMES, Frame
+from genflow.solvers.frames import FRAMES, Frame, choose_frame
+from genflow.solvers.ghvb import GHVB
+from genflow.solvers.hb import HB
 from genflow.solvers.heun import Heun
+from genflow.solvers.runge_kutta import RungeKutta4
 
-__all__ = ["FRAMES", "SOLVERS", "Euler", "Frame", "Heun", "Solver", "check_times", "combine", "create_solver"]
+__all__ = [
+    "FRAMES",
+    "GHVB",
+    "HB",
+    "SOLVERS",
+    "AdamsBashforth",
+    "DPMSolverPP",
+    "Euler",
+    "Frame",
+    "Heun",
+    "RungeKutta4",
+    "Solver",
+    "check_times",
+    "choose_frame",
+    "combine",
+    "create_solver",
+]
 
-SOLVERS: dict[str, type[Solver]] = {cls.name: cls for cls in (Euler, Heun)}
+SOLVERS: dict[str, type[Solver]] = {
+    cls.name: cls for cls in (Euler, Heun, RungeKutta4, AdamsBashforth, DPMSolverPP, HB, GHVB)
+}
 """Every solver by its name."""
 
 

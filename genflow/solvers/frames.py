@@ -13,13 +13,15 @@ frame (DDIM; Euler on a rectified flow); rules of higher order differ from frame
 On a linear path the velocity frame is the path itself: u = sigma, y = dx/du.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from genflow.paths import Path
+from genflow.errors import check_choice
+from genflow.paths import EDMPath, Path, VPPath
 
-__all__ = ["FRAMES", "Frame"]
+__all__ = ["FRAMES", "Frame", "choose_frame"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,13 @@ class Frame:
         with np.errstate(divide="ignore"):
             return self._rest(path, t) / self.scale(path, t)
 
+    def level(self, u: float) -> float:
+        """The noise level at which the clock shows ``u``: what turns a clock into a time."""
+        if self.name == "epsilon":
+            return u
+        top, bottom = (1.0, u) if self.name == "denoised" else (u, 1.0 - u)
+        return top / bottom if bottom > 0 else math.inf
+
     def _rest(self, path: Path, t: np.ndarray) -> np.ndarray:
         return path.alpha(t) if self.name == "denoised" else path.sigma(t)
 
@@ -62,3 +71,13 @@ FRAMES: dict[str, Frame] = {
     "velocity": Frame("velocity", "flow_prediction"),
     "denoised": Frame("denoised", "sample"),
 }
+
+
+def choose_frame(name: str, path: Path) -> Frame:
+    """The frame called ``name``; ``auto`` is epsilon on VP and EDM paths and velocity on others.
+
+    Raises InputError for another name.
+    """
+    if check_choice("frame", name, ("auto", *FRAMES)) == "auto":
+        name = "epsilon" if isinstance(path, (VPPath, EDMPath)) else "velocity"
+    return FRAMES[name]

@@ -4,10 +4,9 @@ import numpy as np
 from torch import Tensor
 
 from genflow.errors import InputError, check_choice
-from genflow.paths import EDMPath, VPPath
 from genflow.prediction import Prediction
 from genflow.solvers.base import Solver, combine
-from genflow.solvers.frames import FRAMES
+from genflow.solvers.frames import FRAMES, choose_frame
 
 __all__ = ["Heun"]
 
@@ -32,9 +31,7 @@ class Heun(Solver):
         self.frame = check_choice("frame", frame, ("auto", *FRAMES))
 
     def _prepare(self) -> None:
-        name = self.frame
-        if name == "auto":
-            name = "epsilon" if isinstance(self.path, (VPPath, EDMPath)) else "velocity"
+        name = choose_frame(self.frame, self.path).name
         start, end = self.times[:-1], self.times[1:]
         names = [name] * len(start)
         if name == "epsilon" and self.path.alpha(float(start[0])) == 0:

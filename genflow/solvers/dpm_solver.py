@@ -1,0 +1,37 @@
+"""DPM-Solver++'s multistep rules."""
+
+import numpy as np
+
+from genflow.errors import check_number
+from genflow.solvers.coefficients import midpoint
+from genflow.solvers.multistep import Multistep
+
+__all__ = ["DPMSolverPP"]
+
+
+class DPMSolverPP(Multistep):
+    """DPM-Solver++ 2M and 3M (Lu et al. 2022, arXiv 2211.01095), one evaluation a step, in the denoised frame.
+
+    x0 is a polynomial in log(alpha/sigma) and the exponential factor is integrated exactly.
+
+    Args:
+        order: 2 (default) or 3.
+        coefficients: ``published``: the midpoint rule for 2M, and for 3M the weights of every public port, which have
+            half the exact weight on the second difference and so give second order; or ``matched``: the exact
+            integral of the polynomial, of the full order on any grid.
+        startup: ``multistep``, ``heun`` or ``rk4``; see :class:`~genflow.solvers.multistep.Multistep`.
+
+    Raises:
+        InputError: an option that is not allowed.
+    """
+
+    name = "dpm++"
+    option_names = ("order", "coefficients", "startup")
+
+    def __init__(self, order: int = 2, coefficients: str = "published", startup: str = "multistep") -> None:
+        super().__init__("denoised", coefficients, startup)
+        self.order = self.depth = int(check_number("order", order, at_least=2, at_most=3, integer=True))
+
+    def published(self, nodes: np.ndarray, step: float, moments: np.ndarray) -> np.ndarray:
+        """See :class:`Multistep`."""
+        return midpoint(nodes, step, moments)
