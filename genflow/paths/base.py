@@ -6,6 +6,7 @@ float64, such as mps, comes back in float32). Nothing here knows of models or of
 """
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -148,13 +149,24 @@ class Path(ABC):
         """``sigma(1)``: sampling starts from normal(0, prior_std^2)."""
         return self.sigma(1.0)
 
-    def noise(self, normal: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
+    @property
+    def noise_law(self) -> str:
+        """The law of ``eps``, in words. Rules that add Gaussian noise of their own need ``"Gaussian"``."""
+        return "Gaussian"
+
+    def noise(self, normal: Tensor, generators: torch.Generator | Sequence[torch.Generator] | None = None) -> Tensor:
         """The path's own ``eps`` from standard normal noise ``(B, ...)``: the same on a Gaussian path.
 
-        A path whose noise has another law draws what it needs besides from ``generators``, one for each sample (None:
-        torch's own). Training and priors draw their noise through this.
+        A path whose noise has another law draws what it needs besides from ``generators``: one for each sample, one
+        for all, or torch's own (None). Training and priors draw their noise through this.
         """
         return normal
+
+    def prior_log_prob(self, x: Tensor) -> Tensor:
+        """Log-density, in nats, of the noise ``prior_std * eps`` at ``x`` ``(B, ...)``: float64 ``(B,)``."""
+        x = x.flatten(1).double()
+        constant = x.shape[1] * math.log(self.prior_std * math.sqrt(2 * math.pi))
+        return -x.square().sum(1) / (2 * self.prior_std**2) - constant
 
     def perturb(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
         """``alpha(t) x0 + sigma(t) noise``.

@@ -171,7 +171,12 @@ class VPTablePath(VPPath):
     option_names = ("alphas_cumprod",)
 
     def __init__(self, alphas_cumprod: Sequence[float] | np.ndarray | Tensor) -> None:
-        table = torch.as_tensor(alphas_cumprod).detach().cpu().double().clone()
+        table = (
+            alphas_cumprod
+            if isinstance(alphas_cumprod, Tensor)
+            else torch.as_tensor(alphas_cumprod, dtype=torch.float64)
+        )
+        table = table.detach().cpu().double().clone()
         if table.ndim != 1 or len(table) < 2:
             raise InputError(f"alphas_cumprod: shape {tuple(table.shape)}; allowed: one dimension, two values or more")
         falling = bool((table[1:] < table[:-1]).all())

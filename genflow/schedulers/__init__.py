@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from genflow.schedulers.evaluations import count_evaluations, steps_within
     from genflow.schedulers.family import Family
     from genflow.schedulers.flow import FlowFamily
+    from genflow.schedulers.ghvb import GHVBScheduler
+    from genflow.schedulers.hb import HBScheduler
     from genflow.schedulers.pfgmpp import PFGMPlusPlusScheduler
     from genflow.schedulers.reading import family_from_config
     from genflow.schedulers.rectified_flow import RectifiedFlowScheduler
@@ -23,6 +25,8 @@ __all__ = [
     "EDMFamily",
     "Family",
     "FlowFamily",
+    "GHVBScheduler",
+    "HBScheduler",
     "PFGMPlusPlusScheduler",
     "PathScheduler",
     "PathSchedulerOutput",
@@ -38,6 +42,8 @@ _HOMES = {
     "EDMFamily": "edm",
     "Family": "family",
     "FlowFamily": "flow",
+    "GHVBScheduler": "ghvb",
+    "HBScheduler": "hb",
     "PFGMPlusPlusScheduler": "pfgmpp",
     "PathScheduler": "base",
     "PathSchedulerOutput": "base",
@@ -50,6 +56,10 @@ _HOMES = {
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("RectifiedFlowScheduler", {"solver": "euler"}),
     "heun": ("RectifiedFlowScheduler", {"solver": "heun"}),
+    "ab": ("HBScheduler", {"around": "ab", "beta": 1.0}),
+    "dpm++": ("HBScheduler", {"around": "dpm++", "beta": 1.0}),
+    "hb": ("HBScheduler", {}),
+    "ghvb": ("GHVBScheduler", {}),
     "pfgm++": ("PFGMPlusPlusScheduler", {}),
 }
 """Short names: the class (in this package) and the options that the name stands for."""

@@ -39,6 +39,7 @@ class BetaFamily(Family):
         "sigma_max": None,
         "final_sigmas_type": "zero",
         "set_alpha_to_one": True,
+        "D": None,
     }
 
     def __init__(self, given: dict[str, Any]) -> None:
@@ -54,7 +55,7 @@ class BetaFamily(Family):
         check_choice("timestep_spacing", self.config["timestep_spacing"], ("leading", "linspace", "trailing"))
         self.betas = betas
         self.alphas_cumprod = alphas_cumprod_from(betas, self.config)
-        self.path = VPPath.from_alphas_cumprod(self.alphas_cumprod)
+        self.path = self.with_noise(VPPath.from_alphas_cumprod(self.alphas_cumprod))
 
     def times(self, steps: int, mu: float | None = None) -> np.ndarray:
         count, config = self.num_train_timesteps, self.config

@@ -32,6 +32,7 @@ class EDMFamily(Family):
         "sigma_data": 0.5,
         "sigma_schedule": "karras",
         "rho": 7.0,
+        "D": None,
     }
 
     def __init__(self, given: dict[str, Any]) -> None:
@@ -41,7 +42,7 @@ class EDMFamily(Family):
         check_number("sigma_max", self.config["sigma_max"], above=self.config["sigma_min"])
         check_number("rho", self.config["rho"], above=0)
         self.preconditioning = EDMPreconditioning(check_number("sigma_data", self.config["sigma_data"], above=0))
-        self.path = EDMPath(self.config["sigma_max"])
+        self.path = self.with_noise(EDMPath(self.config["sigma_max"]))
 
     def times(self, steps: int, mu: float | None = None) -> np.ndarray:
         low, high = self.config["sigma_min"], self.config["sigma_max"]

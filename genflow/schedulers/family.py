@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from genflow.errors import InputError, check_choice, check_number
-from genflow.paths import Path
+from genflow.paths import Path, with_student_t
 from genflow.prediction import PREDICTION_TYPES, Prediction
 from genflow.schedulers import grids
 
@@ -27,7 +27,8 @@ class Family(ABC):
     """A path, a prediction type and the network's own clock, read from a config.
 
     ``config`` holds the family's keys with every default filled in; what the constructor took and ``config`` give the
-    same family. ``path`` is the Gaussian path on which the scheduler's samples live.
+    same family. ``path`` is the Gaussian path on which the scheduler's samples live. Each family has a key ``D``: with
+    a number or "inf" the network was trained with PFGM++'s noise (:class:`~genflow.paths.PFGMPlusPlusPath`).
     """
 
     name: ClassVar[str]
@@ -45,6 +46,13 @@ class Family(ABC):
         chosen = [key for key in BENDS if self.config.get(key)]
         if len(chosen) > 1:
             raise InputError(f"{' and '.join(chosen)}: only one of them can be true")
+
+    def with_noise(self, path: Path) -> Path:
+        """``path`` with the noise that ``D`` says."""
+        path = with_student_t(path, self.config["D"])
+        if self.config["D"] is not None:
+            self.config["D"] = path.to_config()["D"]  # JSON has no infinity
+        return path
 
     @property
     def prediction_type(self) -> str:

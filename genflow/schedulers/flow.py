@@ -40,6 +40,7 @@ class FlowFamily(Family):
         "use_karras_sigmas": False,
         "use_exponential_sigmas": False,
         "use_beta_sigmas": False,
+        "D": None,
     }
 
     def __init__(self, given: dict[str, Any]) -> None:
@@ -54,7 +55,7 @@ class FlowFamily(Family):
             raise InputError("invert_sigmas: True (Mochi's reversed clock) is not supported; allowed: False")
         check_choice("time_shift_type", self.config["time_shift_type"], ("exponential", "linear"))
         check_choice("timestep_spacing", self.config["timestep_spacing"], ("trailing", "linspace"))
-        self.path = LinearPath()
+        self.path = self.with_noise(LinearPath())
 
     def times(self, steps: int, mu: float | None = None) -> np.ndarray:
         last = 1 / steps if self.config["timestep_spacing"] == "trailing" else 1 / self.num_train_timesteps

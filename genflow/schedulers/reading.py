@@ -119,7 +119,7 @@ def _detect(config: Mapping[str, Any]) -> type[Family] | None:
         return BetaFamily
     if has("shift", "flow_shift", "use_dynamic_shifting") or config.get("prediction_type") == "flow_prediction":
         return FlowFamily
-    return None
+    return EDMFamily if has("D") else None
 
 
 def _translate(given: dict[str, Any]) -> dict[str, Any]:
@@ -144,6 +144,7 @@ def _translate(given: dict[str, Any]) -> dict[str, Any]:
         "sigma_max": given.get("sigma_max") or bounds[1],
         "sigma_data": 1.0,
         "sigma_schedule": schedule,
+        "D": given.get("D"),
     }
 
 

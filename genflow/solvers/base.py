@@ -62,8 +62,14 @@ class Solver(ABC):
     def start(self, path: Path, times: np.ndarray) -> None:
         """Prepare for a run along ``times``, N + 1 falling times in [0, 1]; forgets all history.
 
-        Raises InputError for times that do not fall strictly or lie outside [0, 1].
+        Raises InputError for times that do not fall strictly or lie outside [0, 1], and for a stochastic rule on a
+        path whose noise is not Gaussian.
         """
+        if self.stochastic and path.noise_law != "Gaussian":
+            raise InputError(
+                f"solver: {self.name!r} adds Gaussian noise, and that of {path!r} is {path.noise_law}; "
+                "allowed there: a deterministic solver"
+            )
         self.path, self.times = path, check_times(times)
         self._prepare()
 

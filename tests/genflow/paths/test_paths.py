@@ -173,7 +173,18 @@ def test_config_round_trip(path: Path) -> None:
 
 
 def test_every_path_has_a_config_name() -> None:
-    assert set(PATHS) == {"linear", "trigonometric", "edm", "vp_linear", "vp_scaled_linear", "vp_cosine", "vp_table"}
+    assert set(PATHS) == {
+        "linear",
+        "trigonometric",
+        "edm",
+        "pfgm++",
+        "pfgm++_linear",
+        "pfgm++_table",
+        "vp_linear",
+        "vp_scaled_linear",
+        "vp_cosine",
+        "vp_table",
+    }
     assert LinearPath() != LinearPath(2.0)
     assert LinearPath() != "linear"
 
@@ -254,3 +265,10 @@ def test_a_schedule_evaluated_at_once_gives_the_numbers_of_single_evaluations(pa
     for t, expected in zip(times.tolist(), single, strict=True):
         assert (fresh.alpha(t), fresh.sigma(t), fresh.noise_level(t)) == pytest.approx(expected, rel=1e-14)
     assert fresh == path
+
+
+def test_a_table_in_a_configuration_keeps_every_bit() -> None:
+    path = VPPath.from_alphas_cumprod(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
+    again = Path.from_config(json.loads(json.dumps(path.to_config())))
+    assert again == path
+    assert again.alpha(0.3) == path.alpha(0.3)
