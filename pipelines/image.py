@@ -196,6 +196,9 @@ class ImagePipeline(DiffusionPipeline):
         latents = self._noise(latents, batch, height, width, generators, device) * prior_std
         if rule is not None:
             if isinstance(rule, AutoGuidance) and not isinstance(rule.weak, PathModel):
+                found = {parameter.device for parameter in rule.weak.parameters()}
+                if found - {device}:
+                    raise InputError(f"weak: its parameters are on {found}; allowed: {device}, where the pipeline runs")
                 rule = AutoGuidance(self._model(family, rule.weak), rule.rule)
             model = GuidedModel(model, rule, self.null_label)
         conditioning = {} if labels is None else {"class_labels": labels}

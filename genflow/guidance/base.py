@@ -161,7 +161,7 @@ class Guidance(ABC):
         config: dict[str, Any] = {"name": self.name}
         for option in self.option_names:
             value = getattr(self, option)
-            if _IDLE.get(option, math.nan) != value:
+            if option not in _IDLE or value != _IDLE[option]:
                 config[option] = value
         if isinstance(self.scale, Tensor):
             config["scale"] = self.scale.tolist()

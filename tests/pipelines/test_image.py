@@ -8,9 +8,11 @@ from diffusers import AutoencoderKL, DiffusionPipeline, DiTTransformer2DModel, U
 from PIL import Image
 
 from genflow.errors import InputError, NonFiniteError
-from genflow.guidance import CFG
-from genflow.models import LeanUNet2DModel
+from genflow.guidance import APG, CFG, AutoGuidance
+from genflow.models import LeanUNet2DModel, from_diffusers
+from genflow.paths import LinearPath
 from genflow.pipelines import ImagePipeline
+from genflow.sampling import sample
 from genflow.schedulers import RectifiedFlowScheduler
 
 NAMES = ["t-shirt", "trouser", "pullover"]
@@ -140,6 +142,62 @@ def test_guidance_by_scale_by_name_and_by_object_agree():
     torch.testing.assert_close(mixed, torch.stack([plain[0], results[0][1]]), rtol=1e-4, atol=1e-4)
 
 
+def test_apg_by_name_and_by_object_agree():
+    pipe = pipeline(class_names=NAMES, scheduler=RectifiedFlowScheduler(solver="heun"))
+    arguments = {"class_labels": ["trouser", 2], "num_inference_steps": 4, "output_type": "pt"}
+    options = {"eta": 0.3, "norm_threshold": 0.5, "start": 0.25}
+    by_name = pipe(generator=seeds(0, 1), guidance="apg", guidance_scale=4, guidance_options=options, **arguments)
+    rule = APG(4.0, **options)
+    for _ in range(2):  # the second run forgets the first
+        by_object = pipe(generator=seeds(0, 1), guidance=rule, **arguments)
+        assert torch.equal(by_name.images, by_object.images)
+    assert rule.steps == 4
+    cfg = pipe(generator=seeds(0, 1), guidance_scale=4, **arguments)
+    assert (cfg.images - by_name.images).abs().max() > 1e-2
+    still = APG(4.0, eta=1.0, norm_threshold=None, momentum=0.0)
+    same = pipe(generator=seeds(0, 1), guidance=still, **arguments)
+    torch.testing.assert_close(same.images, cfg.images, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "calls"),
+    [
+        (RectifiedFlowScheduler(), [2, 2, 4, 4]),
+        (RectifiedFlowScheduler(solver="heun"), [2, 2, 2, 2, 4, 4, 4]),
+        (diffusers.FlowMatchEulerDiscreteScheduler(), [2, 2, 4, 4]),
+        (diffusers.FlowMatchHeunDiscreteScheduler(), [2, 2, 2, 2, 4, 4, 4]),
+    ],
+    ids=["euler", "heun", "diffusers-euler", "diffusers-heun"],
+)
+def test_guidance_in_a_part_of_the_steps(scheduler, calls):
+    pipe = pipeline(class_names=NAMES, scheduler=scheduler)
+    seen = []
+    pipe.unet.register_forward_pre_hook(lambda network, args: seen.append(len(args[0])))
+    pipe([0, 1], num_inference_steps=4, guidance_scale=2.0, guidance_options={"start": 0.5})
+    assert seen == calls
+
+
+def test_autoguidance_with_a_plain_network():
+    pipe = pipeline(class_names=NAMES)
+    torch.manual_seed(1)
+    weak = lean()
+    for parameter in weak.parameters():
+        parameter.data.mul_(0.9)
+    arguments = {"class_labels": [0, 1], "num_inference_steps": 3, "output_type": "pt"}
+    ours = pipe(generator=seeds(0, 1), guidance=AutoGuidance(weak, CFG(2.0)), **arguments).images
+    noise = torch.stack([torch.randn(1, 8, 8, generator=generator) for generator in seeds(0, 1)])
+    strong, weaker = (from_diffusers(network, LinearPath(), "flow_prediction") for network in (pipe.unet, weak))
+    times = [*pipe.scheduler.times, 0.0]
+    expected = sample(strong, noise, times, "euler", AutoGuidance(weaker, CFG(2.0)), class_labels=torch.tensor([0, 1]))
+    torch.testing.assert_close(ours, expected.clamp(-1, 1) / 2 + 0.5)
+    plain = pipeline(unet(), diffusers.DDIMScheduler())  # no labels are needed
+    guided = plain(num_inference_steps=2, guidance=AutoGuidance(unet(), APG(3.0)), generator=seeds(0), output_type="pt")
+    same = plain(num_inference_steps=2, generator=seeds(0), output_type="pt")
+    torch.testing.assert_close(guided.images, same.images, rtol=1e-4, atol=1e-4)  # no weaker than the network itself
+    with pytest.raises(InputError, match="weak: its parameters are on"):
+        pipe([0], guidance=AutoGuidance(torch.nn.Linear(2, 2, device="meta"), CFG(2.0)))
+
+
 def test_guidance_interval_by_default():
     outside = pipeline(default_guidance_scale=5.0, default_guidance_interval=[0.0, 1e-6])
     plain = pipeline()
@@ -257,6 +315,10 @@ BAD_CALLS = [
     ({"guidance_scale": 2.0, "guidance": CFG(2.0), "class_labels": 1}, "guidance_scale"),
     ({"guidance_scale": [2.0, 3.0], "class_labels": 1}, "guidance_scale"),
     ({"guidance": "cgf", "class_labels": 1}, "did you mean 'cfg'"),
+    ({"guidance_options": {"etta": 1}, "guidance": "apg", "class_labels": 1}, "did you mean 'eta'"),
+    ({"guidance_options": {"scale": 1}, "guidance": "apg", "class_labels": 1}, "'scale'"),
+    ({"guidance_options": {"rescale": 1}, "guidance": CFG(2.0), "class_labels": 1}, "guidance_options"),
+    ({"guidance": CFG([2.0, 3.0]), "class_labels": 1}, "2 scales"),
     ({"output_type": "jpeg"}, "output_type"),
     ({"latents": torch.zeros(1, 3, 8, 8)}, "latents"),
     ({"height": 0}, "height"),

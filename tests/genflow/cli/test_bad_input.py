@@ -108,6 +108,8 @@ def test_batch_size_below_one(genflow: Run, class_model: Path) -> None:
         ("--scheduler-option", "shfit=2", "did you mean 'shift'"),
         ("--guidance", "cgf", "did you mean 'cfg'"),
         ("--guidance-option", "intervall=[0,1]", "did you mean 'interval'"),
+        ("--guidance-option", "scale=2", "--guidance-option: unknown key 'scale'"),
+        ("--guidance-option", "stop=2", "stop: got 2"),
         ("--guidance-scale", "nan", "--guidance-scale: got nan"),
         ("--pipeline-option", "hieght=8", "did you mean 'height'"),
         ("--pipeline-option", "generator=8", "'generator' is set by"),

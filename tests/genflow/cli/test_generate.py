@@ -129,6 +129,26 @@ def test_like_makes_an_image_again(genflow: Run, class_model: Path) -> None:
     assert (changed["steps"], changed["scheduler"], changed["class_name"]) == (5, "heun", "owl")
 
 
+def test_apg_and_its_options_are_recorded_and_made_again(genflow: Run, class_model: Path) -> None:
+    status, _, err = genflow(
+        "generate", "--model", class_model, "--seeds", "3-4", "--guidance", "apg", "--guidance-scale", 4,
+        "--guidance-option", "eta=0", "--guidance-option", "norm_threshold=2.5", "--guidance-option", "stop=0.5",
+        "--out", "a",
+    )  # fmt: skip
+    assert status == 0, err
+    record = read_metadata("a/000003.png")
+    assert (record["guidance"], record["guidance_scale"]) == ("apg", 4)
+    assert record["guidance_options"] == {
+        "eta": 0.0, "norm_threshold": 2.5, "momentum": -0.5, "interval": [0.0, None], "stop": 0.5,
+    }  # fmt: skip
+    status, _, err = genflow("generate", "--like", "a/000003.png")
+    assert status == 0, err
+    assert Path("a/000003.png").read_bytes() == Path("again/000003.png").read_bytes()
+    genflow("generate", "--like", "a/000003.png", "--guidance", "cfg", "--out", "b")  # without the options of apg
+    assert read_metadata("b/000003.png")["guidance_options"] == {"interval": [0.0, None]}
+    assert not np.array_equal(pixels("a/000003.png"), pixels("b/000003.png"))
+
+
 def test_like_notices_another_model_under_the_same_name(genflow: Run, class_model: Path, plain_model: Path) -> None:
     link = Path("model")
     link.symlink_to(class_model)

@@ -7,15 +7,17 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DModel
+from diffusers.guiders.guider_utils import rescale_noise_cfg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from genflow.errors import InputError
-from genflow.guidance import CFG, GUIDANCES, GuidedModel, create_guidance
+from genflow.guidance import APG, CFG, GUIDANCES, GuidedModel, create_guidance
 from genflow.models import PathModel, from_diffusers, from_function
 from genflow.paths import EDMPath, LinearPath, TrigonometricPath, VPPath
 from genflow.prediction import KINDS, Prediction
+from genflow.sampling import sample, sample_adaptive
 
 PATHS = [LinearPath(), VPPath.linear(), VPPath.cosine(), EDMPath(5.0), TrigonometricPath()]
 NULL = 10
@@ -125,6 +127,77 @@ def test_interval_with_times_of_their_own() -> None:
     torch.testing.assert_close(some, torch.stack([none[0], every[1], none[2]]))
 
 
+def test_a_part_of_the_steps() -> None:
+    guidance = CFG(3.0, start=0.2, stop=0.75)
+    assert guidance.counts_steps
+    assert not CFG(3.0).counts_steps
+    with pytest.raises(InputError, match="number of steps is not known"):
+        guidance.is_active(1.0, 3)
+    for steps, active in ((10, range(2, 8)), (4, range(1, 3)), (1, ())):
+        guidance.reset(steps)
+        assert [step for step in range(steps) if guidance.is_active(1.0, step)] == list(active)
+    for steps in range(1, 200):  # the fraction k/N begins at step k whatever rounding does to it
+        for first in range(steps):
+            guidance = CFG(3.0, start=first / steps)
+            guidance.reset(steps)
+            assert guidance.is_active(1.0, first)
+            assert first == 0 or not guidance.is_active(1.0, first - 1)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_the_loop_guides_a_part_of_the_steps(solver: str) -> None:
+    model, labels, x = Labelled(), torch.tensor([0, 3, 7]), state()
+    times = [1.0, 0.8, 0.6, 0.4, 0.2, 0.0]
+    some = sample(model, x, times, solver, CFG(3.0, start=0.2, stop=0.6), class_labels=labels)
+    evaluations = {"euler": [3, 6, 6, 3, 3], "heun": [3, 3, 6, 6, 6, 6, 3, 3, 3]}[solver]
+    assert model.batches == evaluations
+    if solver == "euler":  # the same part in noise level: steps 1 and 2 ask at t = 0.8 and 0.6
+        levels = CFG(3.0, interval=(1.0, 4.5))
+        assert torch.equal(some, sample(model, x, times, solver, levels, class_labels=labels))
+
+
+def test_an_adaptive_solver_counts_no_steps() -> None:
+    model, labels = Labelled(), torch.tensor([0, 3, 7])
+    for guidance in (CFG(3.0, stop=0.5), APG(3.0)):
+        with pytest.raises(InputError, match="adaptive solver"):
+            sample_adaptive(model, state(), guidance=guidance, class_labels=labels)
+    plain = sample_adaptive(model, state(), guidance=CFG(1.5), rtol=1e-3, atol=1e-3, class_labels=labels)
+    still = APG(1.5, eta=1.0, norm_threshold=None, momentum=0.0)
+    other = sample_adaptive(model, state(), guidance=still, rtol=1e-3, atol=1e-3, class_labels=labels)
+    torch.testing.assert_close(plain.x, other.x)
+
+
+def test_rescale_in_closed_form() -> None:
+    cond, uncond = state(1), state(2) + 1
+    guided = CFG(6.0)(cond, uncond, cond, 1.0)
+    std = guided.std(dim=(1, 2), keepdim=True) / cond.std(dim=(1, 2), keepdim=True)
+    full = CFG(6.0, rescale=1.0)(cond, uncond, cond, 1.0)
+    torch.testing.assert_close(full, guided / std)
+    torch.testing.assert_close(full.std(dim=(1, 2)), cond.std(dim=(1, 2)))
+    some = CFG(6.0, rescale=0.7)(cond, uncond, cond, 1.0)
+    torch.testing.assert_close(some, 0.7 * full + 0.3 * guided)
+    theirs = rescale_noise_cfg(guided, cond, 0.7)
+    torch.testing.assert_close(some, theirs)
+    scales = torch.tensor([1.0, 6.0, 3.0])  # each sample by itself
+    torch.testing.assert_close(CFG(scales, rescale=0.7)(cond, uncond, cond, 1.0)[1], some[1])
+    flat = torch.full((2, 1, 4), 3.0)
+    torch.testing.assert_close(CFG(2.0, rescale=0.7)(flat, flat * 0, flat, 1.0), flat * 2)
+    assert torch.equal(CFG(2.0, rescale=0.7)(flat[:, :, :1], flat[:, :, :1], flat[:, :, :1], 1.0), flat[:, :, :1])
+
+
+@pytest.mark.parametrize("rule", [CFG, APG])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_the_answer_is_float32_at_least(rule: Any, dtype: torch.dtype) -> None:
+    cond, uncond = state(1).to(dtype), state(2).to(dtype)
+    for scale in (2.5, torch.tensor([1.0, 2.0, 3.0])):
+        out = rule(scale, rescale=0.5)(cond, uncond, cond, 1.0, 0)
+        assert out.dtype == torch.promote_types(dtype, torch.float32)
+        wide = rule(scale, rescale=0.5)(cond.double(), uncond.double(), cond, 1.0, 0)
+        torch.testing.assert_close(out.double(), wide, rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match="uncond_x0"):
+        rule(2.0)(cond, uncond[:1], cond, 1.0)
+
+
 def test_other_conditioning_and_its_unconditional_value() -> None:
     seen: dict[str, Any] = {}
 
@@ -200,10 +273,8 @@ def test_reset_and_step_reach_the_guidance() -> None:
 
 def test_config() -> None:
     assert set(GUIDANCES) == {"cfg", "apg"}
-    for guidance in (CFG(3.0), CFG(torch.tensor([1.0, 2.5]), interval=(0.25, 4.0)), CFG()):
+    for guidance in (CFG(3.0), CFG(torch.tensor([1.0, 2.5]), interval=(0.25, 4.0)), CFG(), CFG(2, rescale=0.7)):
         config = json.loads(json.dumps(guidance.to_config()))
-        if isinstance(config["scale"], list):
-            config["scale"] = torch.tensor(config["scale"])
         again = create_guidance(**config)
         assert again.interval == guidance.interval
         assert again.to_config() == guidance.to_config()
@@ -218,6 +289,13 @@ def test_config() -> None:
         ({"name": "cfg", "scale": "2"}, "scale"),
         ({"name": "cfg", "scale": torch.tensor([1.0, math.inf])}, "scale"),
         ({"name": "cfg", "scale": torch.ones(2, 2)}, "scale"),
+        ({"name": "cfg", "scale": [1.0, "2"]}, "scale"),
+        ({"name": "cfg", "scale": []}, "scale"),
+        ({"name": "cfg", "start": 1.0}, "start"),
+        ({"name": "cfg", "start": 0.5, "stop": 0.5}, "stop"),
+        ({"name": "cfg", "stop": 1.1}, "stop"),
+        ({"name": "cfg", "rescale": 1.1}, "rescale"),
+        ({"name": "cfg", "rescale": math.nan}, "rescale"),
         ({"name": "cfg", "interval": (2.0, 1.0)}, "interval"),
         ({"name": "cfg", "interval": (-1.0, 1.0)}, "interval"),
         ({"name": "cfg", "interval": (1.0,)}, "interval"),
