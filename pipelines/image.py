@@ -165,7 +165,8 @@ class ImagePipeline(DiffusionPipeline):
                 an :class:`AutoGuidance` may be a plain network; it is called as the pipeline's own is.
             guidance_options: further options of the guidance that is named, as ``{"eta": 0.0}`` for ``apg``.
             generator: one for all images in turn, or one an image: then an image depends on its own alone.
-            latents: standard normal noise ``(B, C, H, W)`` to start from.
+            latents: standard normal noise ``(B, C, H, W)`` to start from. With PFGM++ it is scaled, as the drawn one
+                is, by a factor that each image takes from its generator.
             height, width: in pixels; by default the network's sample_size.
             sigmas, timesteps, mu: for the scheduler's ``set_timesteps``.
             output_type: ``pil``; ``pt`` or ``np``, in [0, 1], NCHW or NHWC; ``latent``, before decoding.
@@ -193,7 +194,8 @@ class ImagePipeline(DiffusionPipeline):
         self._set_timesteps(num_inference_steps, steps, device, sigmas, timesteps, mu)
         # a flow scheduler of diffusers has no init_noise_sigma
         prior_std = getattr(self.scheduler, "init_noise_sigma", 1.0)
-        latents = self._noise(latents, batch, height, width, generators, device) * prior_std
+        normal = self._noise(latents, batch, height, width, generators, device)
+        latents = family.path.noise(normal, generators) * prior_std
         if rule is not None:
             if isinstance(rule, AutoGuidance) and not isinstance(rule.weak, PathModel):
                 found = {parameter.device for parameter in rule.weak.parameters()}
