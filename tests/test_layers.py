@@ -19,7 +19,7 @@ FLOORS = [
     ["schedulers"],
     ["guidance"],
     ["sampling"],
-    ["pipelines"],
+    ["bridges", "pipelines"],
     ["training"],
     ["distillation", "evaluate"],
     ["cli"],
