@@ -148,7 +148,89 @@ def network(quick: bool) -> list[Row]:
     return [row]
 
 
-BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {"metrics": metrics, "network": network}
+Guide = Callable[[Any, int, Tensor, Tensor, Tensor, Tensor], Any]
+"""``(scheduler, i, t, x, cond, uncond)``: what the scheduler steps with at entry i of its schedule."""
+
+
+def _loop(scheduler: Any, outputs: list[Tensor], guide: Guide | None) -> Callable[[], Any]:
+    """A pipeline's loop over ready-made network outputs, set_timesteps included: only arithmetic is left."""
+
+    def run() -> None:
+        scheduler.set_timesteps(len(outputs) - 1)
+        x = outputs[0]
+        for i, t in enumerate(scheduler.timesteps):
+            output = guide(scheduler, i, t, x, outputs[i], outputs[i + 1]) if guide else outputs[i]
+            x = scheduler.step(output, t, x, return_dict=False)[0]
+
+    return run
+
+
+def _both_apg() -> tuple[Guide, Guide]:
+    """APG with the paper's SDXL values: ours on x0, with the conversions; diffusers' guider on the raw output."""
+    from diffusers.guiders import AdaptiveProjectedGuidance
+    from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer
+
+    from genflow.guidance import APG
+
+    ours = APG(scale=7.5, eta=0.0, norm_threshold=15.0, momentum=-0.5)
+    theirs = AdaptiveProjectedGuidance(
+        guidance_scale=6.5, adaptive_projected_guidance_momentum=-0.5, adaptive_projected_guidance_rescale=15.0,
+        eta=0.0, use_original_formulation=True,
+    )  # fmt: skip
+
+    def guide_ours(scheduler: Any, i: int, t: Tensor, x: Tensor, cond: Tensor, uncond: Tensor) -> Any:
+        if i == 0:
+            ours.reset(len(scheduler.timesteps))
+        one, two = scheduler.predict(cond, t, x), scheduler.predict(uncond, t, x)
+        level = scheduler.path.noise_level(one.t)
+        return one.replace(ours(one.x0, two.x0, one.x, level, i))
+
+    def guide_theirs(scheduler: Any, i: int, t: Tensor, x: Tensor, cond: Tensor, uncond: Tensor) -> Tensor:
+        if i == 0:
+            theirs.momentum_buffer = MomentumBuffer(-0.5)
+        return theirs.forward(cond, uncond).pred
+
+    return guide_ours, guide_theirs
+
+
+def schedulers(quick: bool) -> list[Row]:
+    """Our schedulers and APG against diffusers' own: ms a step in runs of 20 on latents of SDXL's size."""
+    import diffusers
+
+    from genflow.schedulers import create_scheduler
+
+    diffusers.utils.logging.set_verbosity_error()
+    shape, steps, repeats = ((1, 4, 8, 8), 4, 2) if quick else ((2, 4, 128, 128), 20, 60)
+    generator = torch.Generator().manual_seed(0)
+    outputs = [torch.randn(shape, generator=generator) for _ in range(steps + 1)]
+    beta = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    flow = {"shift": 3.0}
+    plain, apg = (None, None), _both_apg()
+    dpm, euler = "DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler"
+    cases = [
+        ("step", "ghvb", dpm, beta, plain),
+        ("step with APG", "ghvb", dpm, beta, apg),
+        ("step", "dpm++", dpm, beta, plain),
+        ("step", "euler", "DDIMScheduler", {**beta, "clip_sample": False}, plain),
+        ("step of a flow", "euler", euler, flow, plain),
+        ("step of a flow with APG", "ghvb", euler, flow, apg),
+    ]
+    rows = []
+    for what, name, peer_name, config, guides in cases:
+        theirs = getattr(diffusers, peer_name)(**config)
+        both = (create_scheduler(name, theirs.config), theirs)
+        runs = (_loop(scheduler, outputs, guide) for scheduler, guide in zip(both, guides, strict=True))
+        ours, peer = (1000 * seconds / steps for seconds in compare(*runs, repeats))
+        peer_name += " and AdaptiveProjectedGuidance" if guides == apg else ""
+        rows.append(Row(f"{what}, {'x'.join(map(str, shape))}", name, peer_name, ours, peer, "ms"))
+    return rows
+
+
+BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
+    "metrics": metrics,
+    "network": network,
+    "schedulers": schedulers,
+}
 """Benchmarks by name; each takes ``quick`` (small sizes, for tests) and returns its rows."""
 
 

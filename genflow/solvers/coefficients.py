@@ -15,6 +15,9 @@ __all__ = ["ADAMS", "decay_moments", "expand_tail", "matched", "midpoint", "publ
 ADAMS = (1.0, 1 / 2, 5 / 12, 3 / 8, 251 / 720)
 """Weights of the backward differences in Adams-Bashforth's rule on a uniform grid; the orders 1 to 5."""
 
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)  # made once: that takes longer than a whole schedule's use
+_NODES = (_NODES + 1) / 2
+
 
 def published(order: int, beta: float = 1.0) -> np.ndarray:
     """GHVB's weights on a uniform grid, ``(order,)``; Adams-Bashforth's with ``beta = 1``.
@@ -42,9 +45,7 @@ def step_moments(count: int, growth: float = 0.0) -> np.ndarray:
     if growth == 0:
         return 1.0 / (powers + 1)
     if growth < 1:  # the recursion below would cancel
-        nodes, weights = np.polynomial.legendre.leggauss(16)
-        nodes = (nodes + 1) / 2
-        values = nodes ** powers[:, None] @ (weights * np.exp(growth * nodes))
+        values = _NODES ** powers[:, None] @ (_WEIGHTS * np.exp(growth * _NODES))
         return values / values[0]
     values = [-np.expm1(-growth) / growth]
     for p in range(1, count):
