@@ -1,6 +1,6 @@
-"""Guidance rules in x0 space, and the model that applies them."""
+"""Guidance rules in x0 space, the model that applies them, and ``guide`` for pipelines with a CFG of their own."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genflow.errors import InputError, check_choice, nearest
 from genflow.guidance.apg import APG
@@ -8,8 +8,26 @@ from genflow.guidance.autoguidance import AutoGuidance
 from genflow.guidance.base import Guidance
 from genflow.guidance.cfg import CFG
 from genflow.guidance.guided import GuidedModel
+from genflow.lazy import lazy_exports
 
-__all__ = ["APG", "CFG", "GUIDANCES", "AutoGuidance", "Guidance", "GuidedModel", "create_guidance"]
+if TYPE_CHECKING:
+    from genflow.guidance.attach import check_guidable, guide
+
+__all__ = [
+    "APG",
+    "CFG",
+    "GUIDANCES",
+    "AutoGuidance",
+    "Guidance",
+    "GuidedModel",
+    "check_guidable",
+    "create_guidance",
+    "guide",
+]
+
+_HOMES = {"check_guidable": "attach", "guide": "attach"}
+
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)
 
 GUIDANCES: dict[str, type[Guidance]] = {cls.name: cls for cls in (CFG, APG)}
 """Every guidance that a name and options make, by its name."""

@@ -1,0 +1,322 @@
+"""One guided call of a pipeline: the hooks on its network and scheduler, and what they do between two steps."""
+
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from genflow.errors import InputError, NonFiniteError
+from genflow.guidance.attach_layout import Layout
+from genflow.guidance.base import Guidance
+from genflow.prediction import Prediction
+from genflow.schedulers.reading import family_from_config
+
+__all__ = ["GuidedRun", "family_of"]
+
+STATES = ("sample", "hidden_states", "x", "latents")
+"""Names of the argument in which networks take the state, where it does not come first."""
+
+
+def family_of(scheduler: Any) -> Any:
+    """The family (path, prediction type, clock) of a scheduler, ours or diffusers'."""
+    family = getattr(scheduler, "family", None)
+    return family_from_config(scheduler.config) if family is None else family
+
+
+class _Clock:
+    """The run's evaluations: for each, the path's time and the outer step, counted on the host."""
+
+    def __init__(self, scheduler: Any, family: Any, timestep: Any) -> None:
+        own = getattr(scheduler, "times", None)
+        timesteps = scheduler.timesteps.detach().to("cpu", torch.float64).numpy()  # one copy a run
+        self.times = np.asarray(family.time(timesteps) if own is None else own, dtype=np.float64)
+        if own is None:
+            steps = np.arange(len(self.times)) // int(getattr(scheduler, "order", 1))
+        else:
+            steps = np.asarray(scheduler.step_of)
+        self.index = self._first(scheduler, timesteps, family.num_train_timesteps, timestep)
+        self.steps = steps - steps[self.index]
+        self.count = int(self.steps[-1]) + 1
+
+    @staticmethod
+    def _first(scheduler: Any, timesteps: np.ndarray, train: int, timestep: Any) -> int:
+        """Where the run begins: what the scheduler says, else where the network's own timestep stands."""
+        for name in ("step_index", "begin_index"):
+            index = getattr(scheduler, name, None)
+            if index is not None:
+                return int(index)
+        if timestep is None:
+            return 0
+        value = float(timestep.detach().max()) if isinstance(timestep, Tensor) else float(np.max(timestep))
+        # networks are told t, t / N or 1 - t / N, in a dtype that may have rounded it; of equal ones the first counts
+        off = [np.abs(timesteps - reading) for reading in (value, value * train, (1 - value) * train)]
+        return int(min(off, key=np.min).argmin())
+
+    @property
+    def over(self) -> bool:
+        return self.index >= len(self.times)
+
+
+class _State:
+    """Which part of a network's input is the noisy sample, and which part of its output predicts for it."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = tuple(shape)  # of one sample, all dimensions but the batch
+
+    @classmethod
+    def between(cls, x: Tensor, out: Tensor, latents: tuple[int, ...] | None, channels: int | None) -> "_State":
+        """From the shape of the pipeline's latents where it told them, else what input and output have in common."""
+        shape = x.shape[1:]
+        if out.ndim != x.ndim:
+            raise InputError(f"guide: the network turned {tuple(x.shape)} into {tuple(out.shape)}, which is not served")
+        if (
+            latents is not None
+            and len(latents) == len(shape)
+            and all(a <= b for a, b in zip(latents, shape, strict=True))
+        ):
+            shape = latents
+        shape = [min(size, limit) for size, limit in zip(shape, out.shape[1:], strict=True)]
+        if channels is not None:
+            shape[0] = min(shape[0], channels)
+        return cls(shape)
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The view of that part: the first of each dimension."""
+        for dim, size in enumerate(self.shape, start=1):
+            if tensor.shape[dim] != size:
+                tensor = tensor.narrow(dim, 0, size)
+        return tensor
+
+
+class GuidedRun:
+    """What happens between the network and the scheduler while a guided pipeline runs.
+
+    Two predictions are gathered for each step: the halves of one call, or two calls. With both known, the guided one is
+    written over *both*, in place of the halves, or into the tensor that the first call gave out and into the second
+    call's. Any affine combination that the pipeline then makes of the two, whatever its scale, is the guided prediction
+    again, exactly; so are a rescale to the conditional prediction's deviation or norm. The first step of every run
+    checks that this is what reached the scheduler.
+    """
+
+    def __init__(self, pipe: Any, networks: Sequence[nn.Module], layout: Layout, guidance: Guidance, kind: str) -> None:
+        self.networks, self.layout, self.guidance, self.kind = networks, layout, guidance, kind
+        self.scheduler = pipe.scheduler
+        self.family = family_of(self.scheduler)
+        self.thread = threading.get_ident()
+        self.latents: tuple[int, ...] | None = None  # the shape of one sample, where the pipeline told it
+        self.served = 0  # steps guided so far in this call of the pipeline
+        self.begin()
+
+    def begin(self) -> None:
+        """A new schedule: a new run of the guidance."""
+        self.clock: _Clock | None = None
+        self.mode: str | None = None
+        self.checked = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self._first: Tensor | None = None  # the conditional output of two, as it was
+        self._given: Tensor | None = None  # the tensor that the pipeline has of it
+        self._answer: Tensor | None = None  # the guided prediction of this step
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks in place; taken away again however the block ends."""
+        with ExitStack() as stack:
+            for network in self.networks:
+                stack.callback(self._hook(network))
+            for name, wrapper in (("set_timesteps", self._watched_schedule), ("step", self._watched_step)):
+                stack.callback(_replaced(self.scheduler, name, wrapper(getattr(self.scheduler, name))))
+            yield
+
+    def _hook(self, network: nn.Module) -> Callable[[], None]:
+        if getattr(network, "_compiled_call_impl", None) is not None:  # network.compile(): keep out of its graph
+            call = network._compiled_call_impl
+
+            def outside(*args: Any, **kwargs: Any) -> Any:
+                output = call(*args, **kwargs)
+                changed = self._called(network, args, kwargs, output)
+                return output if changed is None else changed
+
+            return _replaced(network, "_compiled_call_impl", outside)
+        return network.register_forward_hook(self._called, with_kwargs=True).remove
+
+    def _watched_schedule(self, set_timesteps: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(set_timesteps)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            result = set_timesteps(*args, **kwargs)
+            self.begin()
+            return result
+
+        return watched
+
+    def _watched_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(step)
+        def watched(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self._before_step(model_output, sample)
+            result = step(model_output, timestep, sample, *args, **kwargs)
+            self.clock.index += 1
+            self._forget()
+            return result
+
+        return watched
+
+    def note_latents(self, prepared: Any) -> None:
+        """Take the shape of a sample from what the pipeline's ``prepare_latents`` gave."""
+        first = prepared[0] if isinstance(prepared, (tuple, list)) and prepared else prepared
+        if isinstance(first, Tensor) and first.ndim > 1:
+            self.latents = tuple(first.shape[1:])
+
+    def _refuse(self, why: str) -> InputError:
+        return InputError(f"guide: {self.kind} cannot be served: {why}")
+
+    def _called(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """The forward hook; gives the output to hand on in place of ``output``."""
+        if threading.get_ident() != self.thread:  # another pipeline that shares the network
+            return None
+        out = _tensor_of(output)
+        x = _stacked(args[0] if args else next((kwargs[name] for name in STATES if name in kwargs), None))
+        if out is None or x is None:
+            raise self._refuse("its network does not turn one tensor into one")
+        if self._answer is not None:
+            raise self._refuse("it asks its network for more than the two predictions of CFG in a step")
+        if self.clock is None:
+            timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
+            self.clock = _Clock(self.scheduler, self.family, timestep)
+            self.guidance.reset(self.clock.count)
+            self.state = _State.between(x, out, self.latents, self.layout.channels)
+        if self.clock.over:
+            raise self._refuse("it calls its network more often than its scheduler has timesteps")
+        given = out.clone()
+        if self._mode(self.state.of(x)) == "two":
+            self._one_of_two(x, out, given)
+        else:
+            self._both(x, given)
+        return _with_tensor(output, given)
+
+    def _mode(self, state: Tensor) -> str:
+        if self.mode is None:
+            half = len(state) // 2
+            doubled = self.layout.calls != "two" and len(state) % 2 == 0 and torch.equal(state[:half], state[half:])
+            if self.layout.calls == "halves" and not doubled:
+                raise self._refuse("its network is called without an unconditional half")
+            self.mode = "halves" if doubled else "two"
+        return self.mode
+
+    def _both(self, x: Tensor, given: Tensor) -> None:
+        values, state = self.state.of(given), self.state.of(x)
+        if len(values) % 2 or len(values) != len(state):
+            raise self._refuse("its network is called without an unconditional half")
+        half = len(values) // 2
+        uncond, cond = values[:half], values[half:]
+        if self.layout.conditional_first:
+            uncond, cond = cond, uncond
+        self._answer = self._guided(cond, uncond, state[:half])
+        values[:half], values[half:] = self._answer, self._answer
+
+    def _one_of_two(self, x: Tensor, out: Tensor, given: Tensor) -> None:
+        if self._first is None:
+            self._first, self._given = out, given  # no clone of `out`: the pipeline never sees it
+            if len(self.state.of(out)) != len(self.state.of(x)):
+                raise self._refuse("its network changes the batch size")
+            return
+        if out.shape != self._first.shape:
+            raise self._refuse("the two predictions of a step differ in shape")
+        cond, uncond = self.state.of(self._first), self.state.of(out)
+        self._answer = self._guided(cond, uncond, self.state.of(x))
+        self.state.of(self._given).copy_(self._answer)
+        self.state.of(given).copy_(self._answer)
+
+    def _guided(self, cond: Tensor, uncond: Tensor, network_input: Tensor) -> Tensor:
+        """The network's output that reads as the guided x0, in the network's dtype."""
+        t = float(self.clock.times[self.clock.index])
+        step = int(self.clock.steps[self.clock.index])
+        level = float(self.family.path.noise_level(t))
+        if not self.guidance.is_active(level, step):
+            return cond
+        x = network_input.to(torch.promote_types(network_input.dtype, torch.float32)) / self.family.input_scale(t)
+        cond_x0, uncond_x0 = (self.family.predict(self.layout.sign * value, x, t).x0 for value in (cond, uncond))
+        guided = self.guidance(cond_x0, uncond_x0, x, level, step)
+        value = self.family.model_output(Prediction(guided, "sample", x, self.family.path, t))
+        return (self.layout.sign * value).to(cond.dtype)
+
+    def _before_step(self, model_output: Tensor, sample: Tensor) -> None:
+        """Both predictions have come; at the first step, what the pipeline made of them is the guided one."""
+        if self._answer is None:
+            why = (
+                "its scheduler steps without a call of its network"
+                if self._first is None
+                else ("its network is called without an unconditional half; it runs no CFG")
+            )
+            raise self._refuse(why)
+        self.served += 1
+        if self.checked:
+            return
+        expected = self.layout.sign * self._answer
+        if model_output.ndim < expected.ndim and model_output.numel() == expected.numel():
+            expected = expected.reshape(model_output.shape)  # a dimension of one frame was dropped
+        fits = sample.ndim == expected.ndim == model_output.ndim
+        whole = 2 if self.layout.channels is not None else 1  # the first dimension that is guided as a whole
+        if (
+            fits
+            and sample.shape[whole:] == expected.shape[whole:]
+            and all(a >= b for a, b in zip(model_output.shape, expected.shape, strict=True))
+        ):
+            got = model_output[tuple(slice(size) for size in expected.shape)]  # DiT has both halves, some a variance
+            if not bool(torch.isfinite(expected).all()):
+                index, count = self.clock.index, len(self.clock.times)
+                raise NonFiniteError(f"the network gave NaN or infinity at evaluation {index + 1} of {count}")
+            tolerance = 4 * torch.finfo(expected.dtype).eps * float(expected.abs().max())
+            fits = bool((got.float() - expected.float()).abs().max() <= tolerance)
+        else:
+            fits = False
+        if not fits:
+            raise self._refuse("it makes something else of its network's two outputs than CFG does")
+        self.checked = True
+
+
+def _replaced(owner: Any, name: str, value: Any) -> Callable[[], None]:
+    """Set an attribute on the instance; the function returned puts back what the instance had, or nothing."""
+    had = name in vars(owner)
+    before = vars(owner).get(name)
+    object.__setattr__(owner, name, value)
+
+    def undo() -> None:
+        if had:
+            object.__setattr__(owner, name, before)
+        else:
+            object.__delattr__(owner, name)
+
+    return undo
+
+
+def _stacked(value: Any) -> Tensor | None:
+    """A tensor, or a list of equal ones (an image each, as Z-Image has them) as one."""
+    if isinstance(value, list) and value and all(isinstance(v, Tensor) and v.shape == value[0].shape for v in value):
+        return torch.stack(value)
+    return value if isinstance(value, Tensor) else None
+
+
+def _tensor_of(output: Any) -> Tensor | None:
+    """The one tensor in a network's output: itself, in a tuple, or in one of diffusers' output classes."""
+    if isinstance(output, Tensor):
+        return output
+    values = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else []
+    values = [value for value in values if value is not None]
+    return _stacked(values[0]) if len(values) == 1 else None
+
+
+def _with_tensor(output: Any, tensor: Tensor) -> Any:
+    """``output`` with ``tensor`` in the place of its own."""
+
+    def put(value: Any) -> Any:
+        return list(tensor.unbind()) if isinstance(value, list) else None if value is None else tensor
+
+    if isinstance(output, dict):
+        return type(output)(**{key: put(value) for key, value in output.items()})
+    return tuple(put(value) for value in output) if isinstance(output, tuple) else put(output)
