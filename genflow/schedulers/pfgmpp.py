@@ -45,7 +45,7 @@ class PFGMPlusPlusScheduler(PathScheduler, SchedulerMixin):
     @register_scheduler
     def __init__(self, solver: str = "heun", solver_options: dict[str, Any] | None = None) -> None:
         solver = self.make_solver()
-        solver.start(self.path, self.family.times(8))
+        solver.start(self.path, np.linspace(1.0, 0.0, 9))
         self.order = int(np.bincount(solver.step_of)[-2])  # of a step past any start-up, and not to t = 0
 
     def make_solver(self) -> Solver:
