@@ -85,10 +85,8 @@ def sample_interpolant(
         if variance > 0:
             noise = torch.randn_like(x) if generators is None else randn(x.shape[1:], generators, x.dtype, x.device)
             base = x + math.sqrt(variance) * noise
-        if method == "euler":
-            x = base + step * first
-        else:
-            x = base + (step / 2) * (first + drift(base + step * first, n + 1))
+        ahead = base + step * first
+        x = ahead if method == "euler" else base + (step / 2) * (first + drift(ahead, n + 1))
         check.look(x)
     check.verdict()
     return x

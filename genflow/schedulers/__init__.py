@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from genflow.schedulers.flow import FlowFamily
     from genflow.schedulers.ghvb import GHVBScheduler
     from genflow.schedulers.hb import HBScheduler
+    from genflow.schedulers.interpolant import InterpolantFamily
     from genflow.schedulers.pfgmpp import PFGMPlusPlusScheduler
     from genflow.schedulers.reading import family_from_config
     from genflow.schedulers.rectified_flow import RectifiedFlowScheduler
+    from genflow.schedulers.stochastic_interpolant import StochasticInterpolantScheduler
 
 __all__ = [
     "SCHEDULERS",
@@ -27,10 +29,12 @@ __all__ = [
     "FlowFamily",
     "GHVBScheduler",
     "HBScheduler",
+    "InterpolantFamily",
     "PFGMPlusPlusScheduler",
     "PathScheduler",
     "PathSchedulerOutput",
     "RectifiedFlowScheduler",
+    "StochasticInterpolantScheduler",
     "count_evaluations",
     "create_scheduler",
     "family_from_config",
@@ -44,10 +48,12 @@ _HOMES = {
     "FlowFamily": "flow",
     "GHVBScheduler": "ghvb",
     "HBScheduler": "hb",
+    "InterpolantFamily": "interpolant",
     "PFGMPlusPlusScheduler": "pfgmpp",
     "PathScheduler": "base",
     "PathSchedulerOutput": "base",
     "RectifiedFlowScheduler": "rectified_flow",
+    "StochasticInterpolantScheduler": "stochastic_interpolant",
     "count_evaluations": "evaluations",
     "family_from_config": "reading",
     "steps_within": "evaluations",
@@ -56,11 +62,19 @@ _HOMES = {
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("RectifiedFlowScheduler", {"solver": "euler"}),
     "heun": ("RectifiedFlowScheduler", {"solver": "heun"}),
+    "rk4": ("RectifiedFlowScheduler", {"solver": "rk4"}),
     "ab": ("HBScheduler", {"around": "ab", "beta": 1.0}),
     "dpm++": ("HBScheduler", {"around": "dpm++", "beta": 1.0}),
     "hb": ("HBScheduler", {}),
     "ghvb": ("GHVBScheduler", {}),
     "pfgm++": ("PFGMPlusPlusScheduler", {}),
+    "sde": ("StochasticInterpolantScheduler", {}),
+    "sde-heun": ("StochasticInterpolantScheduler", {"solver": "sde-heun"}),
+    "sde-exponential": ("StochasticInterpolantScheduler", {"solver": "sde-exponential"}),
+    "overshooting": ("RectifiedFlowScheduler", {"solver": "overshooting"}),
+    "refresh": ("RectifiedFlowScheduler", {"solver": "refresh"}),
+    "stable-refresh": ("RectifiedFlowScheduler", {"solver": "stable-refresh"}),
+    "curved-euler": ("RectifiedFlowScheduler", {"solver": "stochastic-curved-euler"}),
 }
 """Short names: the class (in this package) and the options that the name stands for."""
 

@@ -231,6 +231,8 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
             raise InputError(
                 f"num_inference_steps: {num_inference_steps} with {steps} sigmas or timesteps; leave it out"
             )
+        if timesteps is None:
+            times = self.arrange(times)
         if self.prediction_type == "epsilon" and self.path.alpha(float(times[0])) == 0:
             raise InputError(
                 "prediction_type: 'epsilon' says nothing at zero terminal SNR; allowed: v_prediction, sample"
@@ -241,6 +243,10 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
         self._solver = solver
         self.num_inference_steps = steps
         self._set_clock(np.asarray(solver.evaluations, dtype=np.float64), float(times[-1]), device)
+
+    def arrange(self, times: np.ndarray) -> np.ndarray:
+        """A place for a scheduler class to move the times of its config's schedule; as many must come back."""
+        return times
 
     def _set_clock(self, times: np.ndarray, end: float, device: str | torch.device | None) -> None:
         self._times = times

@@ -19,10 +19,11 @@ from genflow.schedulers.beta import BetaFamily
 from genflow.schedulers.edm import EDMFamily
 from genflow.schedulers.family import Family
 from genflow.schedulers.flow import FlowFamily
+from genflow.schedulers.interpolant import InterpolantFamily
 
 __all__ = ["FAMILIES", "FAMILY_KEYS", "family_from_config", "family_from_keys", "normalise"]
 
-FAMILIES: tuple[type[Family], ...] = (FlowFamily, EDMFamily, BetaFamily)
+FAMILIES: tuple[type[Family], ...] = (FlowFamily, EDMFamily, BetaFamily, InterpolantFamily)
 
 # understood, but turned into other keys before they are stored
 ALIASES = ("timestep_type", "interpolation_type")
@@ -99,8 +100,8 @@ def _refuse_foreign(config: Mapping[str, Any], name: Any, diffusers_class: bool,
     if _detect(config) is None and (diffusers_class or foreign):
         raise InputError(
             f"scheduler config: {label} has no Gaussian path (keys {', '.join(sorted(foreign)) or 'none'}); allowed: "
-            "beta schedules (beta_schedule or trained_betas), EDM (sigma_data and sigma_max) or flows "
-            "(shift or use_flow_sigmas)"
+            "beta schedules (beta_schedule or trained_betas), EDM (sigma_data and sigma_max), flows "
+            "(shift or use_flow_sigmas) or interpolants (interpolant)"
         )
 
 
@@ -110,6 +111,8 @@ def _detect(config: Mapping[str, Any]) -> type[Family] | None:
     def has(*keys: str) -> bool:
         return any(config.get(key) is not None for key in keys)
 
+    if has("interpolant"):
+        return InterpolantFamily
     if config.get("use_flow_sigmas"):
         return FlowFamily
     continuous = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
