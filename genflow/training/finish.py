@@ -10,31 +10,46 @@ from genflow.data import ImageData
 from genflow.errors import check_keys
 from genflow.files import atomic_folder
 from genflow.images import to_pil
-from genflow.paths import Path as GaussianPath
-from genflow.schedulers import BetaFamily, EDMFamily, Family, FlowFamily, RectifiedFlowScheduler
+from genflow.schedulers import (
+    BetaFamily,
+    EDMFamily,
+    Family,
+    FlowFamily,
+    PFGMPlusPlusScheduler,
+    RectifiedFlowScheduler,
+)
 from genflow.training.recipe import Recipe
 from genflow.training.records import save_grid
 
 if TYPE_CHECKING:
     from genflow.pipelines import ImagePipeline
 
-__all__ = ["build_pipeline", "sample_grid", "save_pipeline", "training_path"]
+__all__ = ["build_pipeline", "sample_grid", "save_pipeline", "training_family"]
 
-_FAMILIES: dict[str, type[Family]] = {"linear": FlowFamily, "vp": BetaFamily, "edm": EDMFamily}
-_PREDICTIONS = {"velocity": "flow_prediction", "edm": "epsilon"}  # EDM's own network is diffusers' "epsilon"
+_FAMILIES: dict[str, type[Family]] = {
+    "linear": FlowFamily,
+    "vp": BetaFamily,
+    "edm": EDMFamily,
+    "pfgm++": EDMFamily,
+}
+# the network inside EDM's preconditioning is diffusers' "epsilon"
+_PREDICTIONS = {"velocity": "flow_prediction", "edm": "epsilon", "pfgm++": "epsilon"}
 _GRID_ROWS = 8
 
 
-def _family(recipe: Recipe) -> Family:
-    """The recipe's path as diffusers' scheduler configs describe it."""
-    cls, options, objective = _FAMILIES[recipe.path.type], recipe.path.options, recipe.objective.type
-    check_keys("path.options", options, [key for key in cls.defaults if key != "prediction_type"])
+def training_family(recipe: Recipe) -> Family:
+    """The recipe's path and network as diffusers' scheduler configs describe them.
+
+    Training goes along its path, and the finished scheduler is made from its config.
+    """
+    cls, options, objective = _FAMILIES[recipe.path.type], dict(recipe.path.options), recipe.objective.type
+    augmented = recipe.path.type == "pfgm++"
+    hidden = {"prediction_type"} if augmented else {"prediction_type", "D"}
+    check_keys("path.options", options, [key for key in cls.defaults if key not in hidden])
+    if augmented:
+        given = {key: value for key, value in options.items() if value is not None}
+        options = {**PFGMPlusPlusScheduler.family_defaults, **given}
     return cls({**options, "prediction_type": _PREDICTIONS.get(objective, objective)})
-
-
-def training_path(recipe: Recipe) -> GaussianPath:
-    """The Gaussian path that ``recipe`` trains on: the one its finished scheduler will sample on."""
-    return _family(recipe).path
 
 
 def build_pipeline(network: nn.Module, recipe: Recipe, data: ImageData) -> "ImagePipeline":
@@ -42,7 +57,8 @@ def build_pipeline(network: nn.Module, recipe: Recipe, data: ImageData) -> "Imag
     from genflow.pipelines import ImagePipeline
 
     sampling = recipe.sampling
-    scheduler = RectifiedFlowScheduler.from_config(_family(recipe).config, solver=sampling.scheduler)
+    cls = PFGMPlusPlusScheduler if recipe.path.type == "pfgm++" else RectifiedFlowScheduler
+    scheduler = cls.from_config(training_family(recipe).config, solver=sampling.scheduler)
     return ImagePipeline(
         unet=network,
         scheduler=scheduler,

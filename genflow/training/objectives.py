@@ -9,12 +9,12 @@ from torch import Tensor
 
 from genflow.errors import InputError, check_choice, check_number
 from genflow.models import EDMPreconditioning, PathModel
-from genflow.paths import EDMPath, LinearPath, Path, TrigonometricPath
+from genflow.paths import EDMPath, LinearPath, Path, PFGMPlusPlusPath, TrigonometricPath, working_dtype
 from genflow.prediction import target
 
 __all__ = ["OBJECTIVES", "TIMES", "Objective", "create_objective"]
 
-OBJECTIVES = ("velocity", "epsilon", "sample", "v_prediction", "edm")
+OBJECTIVES = ("velocity", "epsilon", "sample", "v_prediction", "edm", "pfgm++")
 TIMES = ("logit-normal", "uniform", "log-normal")
 
 _UNIFORM_MARGIN = 1e-5  # keeps uniform times off the two ends, where some targets are not determined
@@ -52,6 +52,11 @@ class Objective:
         normal = torch.randn(count, **options) * self.std + self.mean
         return self.path.time(normal.exp()) if self.times == "log-normal" else normal.sigmoid()
 
+    def draw_noise(self, x0: Tensor, generator: torch.Generator) -> Tensor:
+        """The path's noise for ``x0`` (B, ...), in its dtype and float32 at least, on the generator's device."""
+        normal = torch.randn(x0.shape, generator=generator, device=generator.device, dtype=working_dtype(x0))
+        return self.path.noise(normal, generator)
+
     def loss(self, model: PathModel, x0: Tensor, noise: Tensor, t: Tensor, **conditioning: Any) -> Tensor:
         """Error of ``model`` on ``x0`` (B, ...) perturbed by ``noise`` to times ``t`` (B,): float32 ``(B,)``."""
         x = self.path.perturb(x0, noise, t)
@@ -61,12 +66,15 @@ class Objective:
         return error if self.weight is None else error * self.weight(self.path.noise_level(t)).to(error.dtype)
 
 
-def create_objective(name: str, path: Path, times: str, mean: float = 0.0, std: float = 1.0) -> Objective:
+def create_objective(
+    name: str, path: Path, times: str, mean: float = 0.0, std: float = 1.0, sigma_data: float = 0.5
+) -> Objective:
     """Build one of :data:`OBJECTIVES` on ``path``.
 
     ``velocity`` learns eps - x0 on the linear path (conditional flow matching; Lipman et al. 2023, Liu et al. 2023)
     and v_prediction on the trigonometric one, where dx/dt is pi/2 times that. ``edm`` learns the denoised image
-    under EDM's preconditioning and weight, which make the error of the network itself uniform over noise levels.
+    under EDM's preconditioning and weight, which make the error of the network itself uniform over noise levels;
+    ``sigma_data`` is theirs, 0.5 in the paper. ``pfgm++`` is the same under PFGM++'s noise (Xu et al. 2023).
 
     Raises:
         InputError: an unknown name, or an objective that the path does not have.
@@ -85,8 +93,8 @@ def create_objective(name: str, path: Path, times: str, mean: float = 0.0, std: 
                 "(v_prediction is its like on the others)"
             )
         return Objective(path, kind, times, mean, std)
-    if name == "edm":
-        if not isinstance(path, EDMPath):
-            raise InputError(f"objective.type: 'edm' on {path!r}; allowed: on the edm path")
-        return Objective(path, "sample", times, mean, std, weight=EDMPreconditioning().loss_weight)
+    if name in ("edm", "pfgm++"):
+        if type(path) is not (EDMPath if name == "edm" else PFGMPlusPlusPath):
+            raise InputError(f"objective.type: {name!r} on {path!r}; allowed: on the {name} path")
+        return Objective(path, "sample", times, mean, std, weight=EDMPreconditioning(sigma_data).loss_weight)
     return Objective(path, name, times, mean, std)

@@ -19,7 +19,8 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # YAML has a word for infinity; without the last option it would be written as null
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 class DataSection(_Section):
@@ -38,16 +39,19 @@ class NetworkSection(_Section):
 
 
 class PathSection(_Section):
-    """Which Gaussian path; ``options`` are the keys of diffusers' scheduler configs (beta_schedule, sigma_max ...)."""
+    """Which Gaussian path; ``options`` are the keys of diffusers' scheduler configs (beta_schedule, sigma_max ...).
 
-    type: Literal["linear", "vp", "edm"] = "linear"
+    ``pfgm++`` has ``D`` besides: a number > 0 or inf, 128 by default.
+    """
+
+    type: Literal["linear", "vp", "edm", "pfgm++"] = "linear"
     options: dict[str, Any] = {}
 
 
 class ObjectiveSection(_Section):
     """What the network learns, and how training times are drawn; see :mod:`genflow.training.objectives`."""
 
-    type: Literal["velocity", "epsilon", "sample", "v_prediction", "edm"] = "velocity"
+    type: Literal["velocity", "epsilon", "sample", "v_prediction", "edm", "pfgm++"] = "velocity"
     times: Literal["logit-normal", "uniform", "log-normal"] = "logit-normal"
     times_mean: float = 0.0
     times_std: Positive = 1.0
@@ -127,15 +131,16 @@ class Recipe(_Section):
     def model_post_init(self, _: Any) -> None:
         if self.budget.images is None and self.budget.cpu_minutes is None:
             raise InputError("budget: got neither images nor cpu_minutes; allowed: at least one of them")
-        if (self.objective.type == "edm") != (self.path.type == "edm"):
+        denoised = ("edm", "pfgm++")
+        if self.objective.type != self.path.type and {self.objective.type, self.path.type} & set(denoised):
             raise InputError(
                 f"objective.type: {self.objective.type!r} on the {self.path.type!r} path; "
-                "allowed: edm on the edm path, the others on the other paths"
+                "allowed: edm on the edm path, pfgm++ on the pfgm++ path, the others on the other paths"
             )
-        if (self.objective.times == "log-normal") != (self.path.type == "edm"):
+        if (self.objective.times == "log-normal") != (self.path.type in denoised):
             raise InputError(
                 f"objective.times: {self.objective.times!r} on the {self.path.type!r} path; "
-                "allowed: log-normal on the edm path, the others on the other paths"
+                "allowed: log-normal on the edm and the pfgm++ path, the others on the other paths"
             )
         if self.batch_size % self.accumulate:
             raise InputError(f"accumulate: {self.accumulate} does not divide batch_size {self.batch_size}")

@@ -104,9 +104,11 @@ class Trainer:
         self.checkpoints = out / "checkpoints"
         set_seed(recipe.seed)
         objective = recipe.objective
-        self.path = finish.training_path(recipe)
+        family = finish.training_family(recipe)
+        self.path = family.path
+        edm = {"sigma_data": family.config["sigma_data"]} if family.name == "edm" else {}
         self.objective = create_objective(
-            objective.type, self.path, objective.times, objective.times_mean, objective.times_std
+            objective.type, self.path, objective.times, objective.times_mean, objective.times_std, **edm
         )
         *_, height, width = data.images.shape
         network = create_network(
@@ -165,7 +167,9 @@ class Trainer:
             power=recipe.ema.power,
             foreach=True,
         )
-        self.model = from_diffusers(self.bare_network, self.path, self._network_type(), num_classes=data.num_classes)
+        self.model = from_diffusers(
+            self.bare_network, self.path, family.prediction_type, num_classes=data.num_classes, **edm
+        )
         self.model.network = self.network  # gradients must pass through accelerate's wrapper
         self.step, self.cpu_seconds, self.seconds = 0, 0.0, 0.0
         if loaded:
@@ -180,10 +184,6 @@ class Trainer:
         self._stop = False
 
     # state on disk
-
-    def _network_type(self) -> str:
-        """What the network itself gives; EDM's preconditioning makes it a denoised image (diffusers' "epsilon")."""
-        return "epsilon" if self.recipe.objective.type == "edm" else self.objective.prediction_type
 
     def _previous(self, restart: bool) -> Path | None:
         """The checkpoint to go on from, after seeing that it belongs to this recipe."""
@@ -259,7 +259,7 @@ class Trainer:
             images, labels, generator = self.batches.draw(self.step, slot)
             with accelerator.accumulate(self.network):
                 t = self.objective.draw_times(len(images), generator)
-                noise = torch.randn(images.shape, generator=generator, device=images.device)
+                noise = self.objective.draw_noise(images, generator)
                 conditioning = {} if labels is None else {"class_labels": labels}
                 loss = self.objective.loss(self.model, images, noise, t, **conditioning).mean()
                 accelerator.backward(loss)

@@ -8,7 +8,7 @@ from scipy import stats
 
 from genflow.errors import InputError
 from genflow.models import EDMPreconditioning, from_function
-from genflow.paths import EDMPath, LinearPath, TrigonometricPath, VPPath
+from genflow.paths import EDMPath, LinearPath, PFGMPlusPlusPath, TrigonometricPath, VPPath
 from genflow.training.objectives import create_objective
 
 MEAN, STD = 0.3, 0.7
@@ -67,6 +67,44 @@ def test_exact_model_has_the_exact_smallest_loss(name, path, times, mean, std):
     assert worse.mean() > loss.mean()
 
 
+def test_noise_has_the_law_of_the_path():
+    x0 = torch.zeros(2000, 6)
+    objective = create_objective("pfgm++", PFGMPlusPlusPath(3), "log-normal", -1.2, 1.2)
+    squared = objective.draw_noise(x0, torch.Generator().manual_seed(0)).square().sum(1)
+    assert stats.kstest((squared / (squared + 3)).numpy(), stats.beta(3, 1.5).cdf).pvalue > 0.01
+    again = objective.draw_noise(x0, torch.Generator().manual_seed(0)).square().sum(1)
+    assert torch.equal(squared, again)
+    gaussian = create_objective("edm", EDMPath(), "log-normal", -1.2, 1.2)
+    plain = gaussian.draw_noise(x0, torch.Generator().manual_seed(0))
+    assert torch.equal(plain, torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)))
+
+
+def test_the_best_prediction_under_pfgmpp_noise_is_its_own():
+    """Two points: the exact denoiser of the Student-t kernel beats that of the Gaussian one, and any shift of it."""
+    path, points = PFGMPlusPlusPath(1.0), torch.tensor([[-1.0] * 8, [1.0] * 8], dtype=torch.float64)
+
+    def model(kernel, shift=0.0):
+        def x0(x, t):
+            distance = torch.cdist(x, points).square() / path.sigma(t)[:, None] ** 2
+            log_kernel = -distance / 2 if kernel == "gaussian" else -(8 + path.D) / 2 * torch.log1p(distance / path.D)
+            return torch.softmax(log_kernel, dim=1) @ points + shift
+
+        return from_function(x0, path, "sample")
+
+    objective, generator = create_objective("pfgm++", path, "log-normal", 0.5, 1.0), torch.Generator().manual_seed(0)
+    x0 = points[torch.randint(2, (20000,), generator=generator)]
+    noise, t = objective.draw_noise(x0, generator), objective.draw_times(len(x0), generator)
+    losses = [objective.loss(m, x0, noise, t) for m in (model("t"), model("gaussian"), model("t", 0.2))]
+    best = losses[0].mean()
+    assert all((other - losses[0]).mean() > 3 * (other - losses[0]).std() / len(x0) ** 0.5 for other in losses[1:])
+    assert losses[1].mean() > 1.02 * best
+
+
+def test_sigma_data_reaches_the_weight():
+    objective = create_objective("edm", EDMPath(), "log-normal", -1.2, 1.2, sigma_data=2.0)
+    assert objective.weight(3.0) == EDMPreconditioning(2.0).loss_weight(3.0)
+
+
 def test_distributions_of_times():
     generator = torch.Generator().manual_seed(0)
     logit = create_objective("velocity", LinearPath(), "logit-normal", 0.5, 2.0).draw_times(20000, generator)
@@ -93,6 +131,10 @@ def test_float32_images_keep_float32_loss_and_a_gradient():
 def test_faults():
     with pytest.raises(InputError, match="'velocity' on EDMPath"):
         create_objective("velocity", EDMPath(), "uniform")
+    with pytest.raises(InputError, match="'edm' on PFGMPlusPlusPath.*allowed: on the edm path"):
+        create_objective("edm", PFGMPlusPlusPath(4), "uniform")
+    with pytest.raises(InputError, match="'pfgm\\+\\+' on EDMPath"):
+        create_objective("pfgm++", EDMPath(), "uniform")
     with pytest.raises(InputError, match="'edm' on LinearPath"):
         create_objective("edm", LinearPath(), "uniform")
     with pytest.raises(InputError, match="did you mean 'epsilon'"):

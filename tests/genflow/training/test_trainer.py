@@ -169,6 +169,8 @@ def test_a_whole_run_its_files_and_its_pipeline(data, tmp_path):
         ({"type": "vp"}, {"type": "v_prediction", "times": "uniform"}),
         ({"type": "linear"}, {"type": "sample", "times": "uniform"}),
         ({"type": "edm"}, {"type": "edm", "times": "log-normal", "times_mean": -1.2, "times_std": 1.2}),
+        ({"type": "pfgm++", "options": {"D": 6}}, {"type": "pfgm++", "times": "log-normal", "times_mean": -1.2}),
+        ({"type": "pfgm++", "options": {"D": "inf"}}, {"type": "pfgm++", "times": "log-normal", "times_mean": -1.2}),
     ],
 )
 def test_every_objective_trains_and_samples_on_its_path(data, tmp_path, path, objective):
@@ -177,7 +179,7 @@ def test_every_objective_trains_and_samples_on_its_path(data, tmp_path, path, ob
     values = {**tiny(), "path": path, "objective": objective}
     folder = Trainer(Recipe(**values), data, tmp_path, progress=False).run()
     pipeline = ImagePipeline.from_pretrained(folder)
-    assert pipeline.scheduler.path == trainer_module.finish.training_path(Recipe(**values))
+    assert pipeline.scheduler.path == trainer_module.finish.training_family(Recipe(**values)).path
     images = pipeline(class_labels=[0], num_inference_steps=3, output_type="pt").images
     assert torch.isfinite(images).all()
 
