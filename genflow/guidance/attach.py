@@ -8,9 +8,10 @@ from typing import Any
 
 from genflow.errors import InputError
 from genflow.guidance.attach_layout import IDLE_ARGUMENTS, Layout, layout_of, networks_of, scale_argument
-from genflow.guidance.attach_run import GuidedRun, family_of
+from genflow.guidance.attach_run import GuidedRun
 from genflow.guidance.autoguidance import AutoGuidance
 from genflow.guidance.base import Guidance
+from genflow.guidance.clock import family_of
 
 __all__ = ["check_guidable", "guide"]
 

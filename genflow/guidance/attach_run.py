@@ -6,60 +6,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from genflow.errors import InputError, NonFiniteError
 from genflow.guidance.attach_layout import Layout
 from genflow.guidance.base import Guidance
-from genflow.prediction import Prediction
-from genflow.schedulers.reading import family_from_config
+from genflow.guidance.clock import RunClock, family_of, guided_output
 
-__all__ = ["GuidedRun", "family_of"]
+__all__ = ["GuidedRun"]
 
 STATES = ("sample", "hidden_states", "x", "latents")
 """Names of the argument in which networks take the state, where it does not come first."""
-
-
-def family_of(scheduler: Any) -> Any:
-    """The family (path, prediction type, clock) of a scheduler, ours or diffusers'."""
-    family = getattr(scheduler, "family", None)
-    return family_from_config(scheduler.config) if family is None else family
-
-
-class _Clock:
-    """The run's evaluations: for each, the path's time and the outer step, counted on the host."""
-
-    def __init__(self, scheduler: Any, family: Any, timestep: Any) -> None:
-        own = getattr(scheduler, "times", None)
-        timesteps = scheduler.timesteps.detach().to("cpu", torch.float64).numpy()  # one copy a run
-        self.times = np.asarray(family.time(timesteps) if own is None else own, dtype=np.float64)
-        if own is None:
-            steps = np.arange(len(self.times)) // int(getattr(scheduler, "order", 1))
-        else:
-            steps = np.asarray(scheduler.step_of)
-        self.index = self._first(scheduler, timesteps, family.num_train_timesteps, timestep)
-        self.steps = steps - steps[self.index]
-        self.count = int(self.steps[-1]) + 1
-
-    @staticmethod
-    def _first(scheduler: Any, timesteps: np.ndarray, train: int, timestep: Any) -> int:
-        """Where the run begins: what the scheduler says, else where the network's own timestep stands."""
-        for name in ("step_index", "begin_index"):
-            index = getattr(scheduler, name, None)
-            if index is not None:
-                return int(index)
-        if timestep is None:
-            return 0
-        value = float(timestep.detach().max()) if isinstance(timestep, Tensor) else float(np.max(timestep))
-        # networks are told t, t / N or 1 - t / N, in a dtype that may have rounded it; of equal ones the first counts
-        off = [np.abs(timesteps - reading) for reading in (value, value * train, (1 - value) * train)]
-        return int(min(off, key=np.min).argmin())
-
-    @property
-    def over(self) -> bool:
-        return self.index >= len(self.times)
 
 
 class _State:
@@ -114,7 +72,7 @@ class GuidedRun:
 
     def begin(self) -> None:
         """A new schedule: a new run of the guidance."""
-        self.clock: _Clock | None = None
+        self.clock: RunClock | None = None
         self.mode: str | None = None
         self.checked = False
         self._forget()
@@ -187,7 +145,7 @@ class GuidedRun:
             raise self._refuse("it asks its network for more than the two predictions of CFG in a step")
         if self.clock is None:
             timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
-            self.clock = _Clock(self.scheduler, self.family, timestep)
+            self.clock = RunClock(self.scheduler, self.family, timestep)
             self.guidance.reset(self.clock.count)
             self.state = _State.between(x, out, self.latents, self.layout.channels)
         if self.clock.over:
@@ -235,15 +193,8 @@ class GuidedRun:
     def _guided(self, cond: Tensor, uncond: Tensor, network_input: Tensor) -> Tensor:
         """The network's output that reads as the guided x0, in the network's dtype."""
         t = float(self.clock.times[self.clock.index])
-        step = int(self.clock.steps[self.clock.index])
-        level = float(self.family.path.noise_level(t))
-        if not self.guidance.is_active(level, step):
-            return cond
-        x = network_input.to(torch.promote_types(network_input.dtype, torch.float32)) / self.family.input_scale(t)
-        cond_x0, uncond_x0 = (self.family.predict(self.layout.sign * value, x, t).x0 for value in (cond, uncond))
-        guided = self.guidance(cond_x0, uncond_x0, x, level, step)
-        value = self.family.model_output(Prediction(guided, "sample", x, self.family.path, t))
-        return (self.layout.sign * value).to(cond.dtype)
+        step, sign = int(self.clock.steps[self.clock.index]), self.layout.sign
+        return sign * guided_output(self.guidance, self.family, sign * cond, sign * uncond, network_input, t, step)
 
     def _before_step(self, model_output: Tensor, sample: Tensor) -> None:
         """Both predictions have come; at the first step, what the pipeline made of them is the guided one."""
