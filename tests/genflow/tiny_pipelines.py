@@ -47,10 +47,7 @@ class TinyPipeline:
         if dtype == self.dtype:
             return self
         self.pipe.to(dtype)
-        self.arguments = {
-            key: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-            for key, value in self.arguments.items()
-        }
+        self.arguments = {key: _cast(value, dtype) for key, value in self.arguments.items()}
         self.dtype = dtype
         return self
 
@@ -65,6 +62,12 @@ class TinyPipeline:
         )
         result = output.frames if hasattr(output, "frames") else output.images
         return torch.as_tensor(result).float()
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, list):
+        return [_cast(entry, dtype) for entry in value]
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 BUILDERS: dict[str, Callable[..., TinyPipeline]] = {}
@@ -350,3 +353,36 @@ def qwen(scheduler: Any = None) -> TinyPipeline:
         **prompts(), "prompt_embeds_mask": mask, "negative_prompt_embeds_mask": mask, "height": 32, "width": 32
     }  # fmt: skip
     return TinyPipeline(pipe, arguments, "true_cfg_scale", "transformer")
+
+
+@_builder
+def lumina(scheduler: Any = None) -> TinyPipeline:
+    """Conditional half first, three of four channels guided, the output turned round, time reversed."""
+    transformer = diffusers.LuminaNextDiT2DModel(
+        sample_size=4, patch_size=2, in_channels=4, hidden_size=24, num_layers=1, num_attention_heads=3,
+        num_kv_heads=1, multiple_of=16, ffn_dim_multiplier=None, norm_eps=1e-5, learn_sigma=True, qk_norm=True,
+        cross_attention_dim=8, scaling_factor=1.0,
+    )  # fmt: skip
+    pipe = diffusers.LuminaPipeline(
+        transformer=transformer, scheduler=scheduler or flow(), vae=vae(), text_encoder=None, tokenizer=None
+    )
+    mask = torch.ones(1, 5, dtype=torch.long)
+    arguments = {
+        **prompts(), "prompt_attention_mask": mask, "negative_prompt_attention_mask": mask, "height": 32, "width": 32
+    }  # fmt: skip
+    return TinyPipeline(pipe, arguments, network="transformer")
+
+
+@_builder
+def z_image(scheduler: Any = None) -> TinyPipeline:
+    """Lists in place of batches, and a scale that counts from 0: ``cond + scale (cond - uncond)``."""
+    transformer = diffusers.ZImageTransformer2DModel(
+        in_channels=4, dim=32, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=8,
+        axes_dims=[8, 4, 4], axes_lens=[256, 32, 32],
+    )  # fmt: skip
+    pipe = diffusers.ZImagePipeline(
+        scheduler=scheduler or flow(shift=3.0), vae=vae(), text_encoder=None, tokenizer=None, transformer=transformer
+    )
+    arguments = {key: [value[0]] for key, value in prompts().items()}
+    arguments |= {"prompt": ["a"], "height": 32, "width": 32}
+    return TinyPipeline(pipe, arguments, network="transformer")
