@@ -215,6 +215,11 @@ def on_path(model: PathModel, path: Path) -> PathModel:
 
     Two paths agree up to scale wherever their noise levels agree, and there the model predicts the same x0 and
     noise. Above the highest noise level of the model's own path it is asked at that level, which is an
-    approximation; a grid that starts at ``path.time(model.path.noise_level(1))`` avoids it.
+    approximation; a grid that starts at ``path.time(model.path.noise_level(1))`` avoids it. Raises InputError where
+    the noise of the two has different laws (PFGM++'s with different D).
     """
+    if model.path.noise_law != path.noise_law:
+        raise InputError(
+            f"path: {path!r} has {path.noise_law} noise; allowed for a model on {model.path!r}: {model.path.noise_law}"
+        )
     return model if model.path == path else _OnPath(model, path)

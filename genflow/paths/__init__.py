@@ -2,17 +2,16 @@
 
 from genflow.paths.analytic import EDMPath, LinearPath, TrigonometricPath
 from genflow.paths.base import PATHS, Path, expand_like, working_dtype
-from genflow.paths.pfgmpp import PFGMPlusPlusLinearPath, PFGMPlusPlusPath, PFGMPlusPlusTablePath, with_student_t
+from genflow.paths.pfgmpp import PFGMPlusPlusPath, StudentTNoise, with_student_t
 from genflow.paths.vp import VPCosinePath, VPLinearPath, VPPath, VPScaledLinearPath, VPTablePath
 
 __all__ = [
     "PATHS",
     "EDMPath",
     "LinearPath",
-    "PFGMPlusPlusLinearPath",
     "PFGMPlusPlusPath",
-    "PFGMPlusPlusTablePath",
     "Path",
+    "StudentTNoise",
     "TrigonometricPath",
     "VPCosinePath",
     "VPLinearPath",

@@ -4,17 +4,24 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from scipy.special import betaln
 from torch import Tensor
 
 from genflow.errors import InputError, check_number
-from genflow.paths.analytic import EDMPath, LinearPath
+from genflow.paths.analytic import EDMPath, LinearPath, TrigonometricPath
 from genflow.paths.base import Path, expand_like, working_dtype
-from genflow.paths.vp import VPTablePath
+from genflow.paths.vp import VPLinearPath, VPTablePath
 
-__all__ = ["PFGMPlusPlusLinearPath", "PFGMPlusPlusPath", "PFGMPlusPlusTablePath", "StudentTNoise", "with_student_t"]
+__all__ = [
+    "PFGMPlusPlusLinearPath",
+    "PFGMPlusPlusPath",
+    "PFGMPlusPlusTrigonometricPath",
+    "PFGMPlusPlusVPLinearPath",
+    "PFGMPlusPlusVPTablePath",
+    "StudentTNoise",
+    "with_student_t",
+]
 
 
 class StudentTNoise(Path):
@@ -108,26 +115,40 @@ class PFGMPlusPlusLinearPath(StudentTNoise, LinearPath):
     """PFGM++'s noise on the linear path of a rectified flow."""
 
     name = "pfgm++_linear"
-    option_names = ("D", "shift")
-
-    def __init__(self, D: float | str, shift: float = 1.0) -> None:  # noqa: N803
-        super().__init__(D, shift)
+    option_names = ("D", *LinearPath.option_names)
 
 
-class PFGMPlusPlusTablePath(StudentTNoise, VPTablePath):
+class PFGMPlusPlusTrigonometricPath(StudentTNoise, TrigonometricPath):
+    """PFGM++'s noise on the trigonometric path."""
+
+    name = "pfgm++_trigonometric"
+    option_names = ("D", *TrigonometricPath.option_names)
+
+
+class PFGMPlusPlusVPLinearPath(StudentTNoise, VPLinearPath):
+    """PFGM++'s noise on a VP path with linear betas."""
+
+    name = "pfgm++_vp_linear"
+    option_names = ("D", *VPLinearPath.option_names)
+
+
+class PFGMPlusPlusVPTablePath(StudentTNoise, VPTablePath):
     """PFGM++'s noise on a discrete VP schedule."""
 
-    name = "pfgm++_table"
-    option_names = ("D", "alphas_cumprod")
-
-    def __init__(self, D: float | str, alphas_cumprod: Sequence[float] | np.ndarray | Tensor) -> None:  # noqa: N803
-        super().__init__(D, alphas_cumprod)
+    name = "pfgm++_vp_table"
+    option_names = ("D", *VPTablePath.option_names)
 
     def __repr__(self) -> str:
-        return f"PFGMPlusPlusTablePath(D={self.D:g}, <{self.num_train_timesteps} values>)"
+        return f"PFGMPlusPlusVPTablePath(D={self.D:g}, <{self.num_train_timesteps} values>)"
 
 
-_LIKES = {EDMPath: PFGMPlusPlusPath, LinearPath: PFGMPlusPlusLinearPath, VPTablePath: PFGMPlusPlusTablePath}
+_LIKES: dict[type[Path], type[StudentTNoise]] = {
+    EDMPath: PFGMPlusPlusPath,
+    LinearPath: PFGMPlusPlusLinearPath,
+    TrigonometricPath: PFGMPlusPlusTrigonometricPath,
+    VPLinearPath: PFGMPlusPlusVPLinearPath,
+    VPTablePath: PFGMPlusPlusVPTablePath,
+}
 
 
 def with_student_t(path: Path, D: float | str | None) -> Path:  # noqa: N803
@@ -135,7 +156,7 @@ def with_student_t(path: Path, D: float | str | None) -> Path:  # noqa: N803
     if D is None:
         return path
     if type(path) not in _LIKES:
-        raise InputError(f"D: got {D!r} on {path!r}; allowed: on the edm, the linear and the vp_table path")
+        raise InputError(f"D: got {D!r} on {path!r}; allowed: on {', '.join(c.name for c in _LIKES)}")
     return _LIKES[type(path)](D, **path._options())
 
 

@@ -36,6 +36,7 @@ class InterpolantFamily(Family):
         "timestep_scale": 1.0,
         "beta_min": 0.1,
         "beta_max": 20.0,
+        "D": None,
     }
 
     def __init__(self, given: dict[str, Any]) -> None:
@@ -46,11 +47,12 @@ class InterpolantFamily(Family):
         check_number("timestep_scale", self.config["timestep_scale"], above=0)
         if not isinstance(self.config["reversed_time"], bool):
             raise InputError(f"reversed_time: {self.config['reversed_time']!r}; allowed: true, false")
-        self.path: Path = {
+        path: Path = {
             "linear": LinearPath,
             "trigonometric": TrigonometricPath,
             "vp": lambda: VPPath.linear(self.config["beta_min"], self.config["beta_max"]),
         }[self.config["interpolant"]]()
+        self.path = self.with_noise(path)
 
     def times(self, steps: int, mu: float | None = None) -> np.ndarray:
         noise_alone = self.prediction_type in ("epsilon", "score") and self.path.alpha(1.0) == 0

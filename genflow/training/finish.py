@@ -1,7 +1,7 @@
 """From a trained network to pictures and to a pipeline in diffusers' layout."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from genflow.schedulers import (
     EDMFamily,
     Family,
     FlowFamily,
+    InterpolantFamily,
     PFGMPlusPlusScheduler,
     RectifiedFlowScheduler,
 )
@@ -26,14 +27,17 @@ if TYPE_CHECKING:
 
 __all__ = ["build_pipeline", "sample_grid", "save_pipeline", "training_family"]
 
-_FAMILIES: dict[str, type[Family]] = {
-    "linear": FlowFamily,
-    "vp": BetaFamily,
-    "edm": EDMFamily,
-    "pfgm++": EDMFamily,
+# the family of each path, and the keys that make it this path
+_FAMILIES: dict[str, tuple[type[Family], dict[str, Any]]] = {
+    "linear": (FlowFamily, {"D": None}),
+    "trigonometric": (
+        InterpolantFamily,
+        {"interpolant": "trigonometric", "timestep_scale": 1000.0, "reversed_time": False, "D": None},
+    ),
+    "vp": (BetaFamily, {"D": None}),
+    "edm": (EDMFamily, {"D": None}),
+    "pfgm++": (EDMFamily, {}),
 }
-# the network inside EDM's preconditioning is diffusers' "epsilon"
-_PREDICTIONS = {"velocity": "flow_prediction", "edm": "epsilon", "pfgm++": "epsilon"}
 _GRID_ROWS = 8
 
 
@@ -42,14 +46,21 @@ def training_family(recipe: Recipe) -> Family:
 
     Training goes along its path, and the finished scheduler is made from its config.
     """
-    cls, options, objective = _FAMILIES[recipe.path.type], dict(recipe.path.options), recipe.objective.type
-    augmented = recipe.path.type == "pfgm++"
-    hidden = {"prediction_type"} if augmented else {"prediction_type", "D"}
-    check_keys("path.options", options, [key for key in cls.defaults if key not in hidden])
-    if augmented:
-        given = {key: value for key, value in options.items() if value is not None}
-        options = {**PFGMPlusPlusScheduler.family_defaults, **given}
-    return cls({**options, "prediction_type": _PREDICTIONS.get(objective, objective)})
+    kind = recipe.path.type
+    cls, fixed = _FAMILIES[kind]
+    fixed = {**fixed, "prediction_type": _prediction_type(kind, recipe.objective.type)}
+    check_keys("path.options", recipe.path.options, [key for key in cls.defaults if key not in fixed])
+    given = {key: value for key, value in recipe.path.options.items() if value is not None}
+    defaults = PFGMPlusPlusScheduler.family_defaults if kind == "pfgm++" else {}
+    return cls({**defaults, **given, **fixed})
+
+
+def _prediction_type(path: str, objective: str) -> str:
+    """What a network trained by ``objective`` gives, in diffusers' words."""
+    if objective == "velocity":
+        return "v_prediction" if path == "trigonometric" else "flow_prediction"
+    # the network inside EDM's preconditioning is diffusers' "epsilon"
+    return "epsilon" if objective in ("edm", "pfgm++") else objective
 
 
 def build_pipeline(network: nn.Module, recipe: Recipe, data: ImageData) -> "ImagePipeline":

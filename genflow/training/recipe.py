@@ -44,7 +44,7 @@ class PathSection(_Section):
     ``pfgm++`` has ``D`` besides: a number > 0 or inf, 128 by default.
     """
 
-    type: Literal["linear", "vp", "edm", "pfgm++"] = "linear"
+    type: Literal["linear", "trigonometric", "vp", "edm", "pfgm++"] = "linear"
     options: dict[str, Any] = {}
 
 

@@ -150,7 +150,7 @@ def test_bad_dimension(D):  # noqa: N803
 
 def test_every_family_of_schedulers_has_its_like():
     table = VPPath.from_alphas_cumprod([0.9, 0.5, 0.1])
-    for path in (EDMPath(3.0), LinearPath(2.0), table):
+    for path in (EDMPath(3.0), LinearPath(2.0), TrigonometricPath(), VPPath.linear(), table):
         like = with_student_t(path, 5)
         assert isinstance(like, type(path))
         assert like != path
@@ -158,8 +158,10 @@ def test_every_family_of_schedulers_has_its_like():
         assert "D=5" in repr(like)
         assert (like.alpha(0.3), like.sigma(0.3)) == (path.alpha(0.3), path.sigma(0.3))
         assert with_student_t(path, None) is path
-    with pytest.raises(InputError, match="D: got 5 on TrigonometricPath"):
-        with_student_t(TrigonometricPath(), 5)
+    with pytest.raises(
+        InputError, match="D: got 5 on VPCosinePath.*allowed: on edm, linear, trigonometric, vp_linear, vp_table"
+    ):
+        with_student_t(VPPath.cosine(), 5)
 
 
 def test_bad_generators():

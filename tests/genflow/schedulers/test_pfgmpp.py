@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from genflow.errors import InputError
-from genflow.paths import EDMPath, PFGMPlusPlusPath
+from genflow.models import from_function, on_path
+from genflow.paths import EDMPath, LinearPath, PFGMPlusPlusPath, with_student_t
 from genflow.schedulers import PFGMPlusPlusScheduler, RectifiedFlowScheduler, create_scheduler, family_from_config
+from genflow.solvers import SOLVERS
 
 SHAPE = (3, 1, 4, 4)
 
@@ -192,7 +194,15 @@ def test_any_edm_config_will_do():
     assert PFGMPlusPlusScheduler.from_config(plain.config).path.D == 128  # EDM's own config has D unset
 
 
-@pytest.mark.parametrize("config", [DDIMScheduler().config, FlowMatchEulerDiscreteScheduler(shift=3.0).config])
+@pytest.mark.parametrize(
+    "config",
+    [
+        DDIMScheduler().config,
+        FlowMatchEulerDiscreteScheduler(shift=3.0).config,
+        RectifiedFlowScheduler(interpolant="trigonometric").config,
+        RectifiedFlowScheduler(interpolant="vp").config,
+    ],
+)
 def test_other_families_keep_their_path(config, tmp_path):
     """The law of the noise is one thing, the path another: D changes the first alone."""
     scheduler = PFGMPlusPlusScheduler.from_config(config, D=4)
@@ -226,14 +236,22 @@ def test_bad_input(options, says):
     assert says in str(error.value)
 
 
-def test_gaussian_noise_on_the_way_is_refused(monkeypatch):
-    from genflow.solvers import SOLVERS, Euler
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_any_solver_will_do_that_adds_no_gaussian_noise(solver):
+    if SOLVERS[solver].stochastic:
+        with pytest.raises(InputError, match="adds Gaussian noise, and that of PFGMPlusPlusPath.* is Student-t"):
+            PFGMPlusPlusScheduler(D=16, solver=solver)
+        PFGMPlusPlusScheduler(D="inf", solver=solver).set_timesteps(4)
+        return
+    scheduler = PFGMPlusPlusScheduler(D=16, prediction_type="sample", sigma_max=40.0, solver=solver)
+    start = scheduler.prior(torch.randn(200, 3, dtype=torch.float64), torch.Generator().manual_seed(2))
+    assert torch.cdist(flow(scheduler, start, 30), POINTS).min(dim=1).values.quantile(0.98) < 1e-2
+    assert scheduler.order == {"heun": 2, "rk4": 4}.get(solver, 1)
 
-    class Noisy(Euler):
-        name = "noisy"
-        stochastic = True
 
-    monkeypatch.setitem(SOLVERS, "noisy", Noisy)
-    with pytest.raises(InputError, match="adds Gaussian noise, and that of PFGMPlusPlusPath.* is Student-t"):
-        PFGMPlusPlusScheduler(D=128, solver="noisy").set_timesteps(4)
-    PFGMPlusPlusScheduler(D="inf", solver="noisy").set_timesteps(4)
+def test_a_model_keeps_its_noise():
+    model = from_function(lambda x, t: x, PFGMPlusPlusPath(16), "sample")
+    assert on_path(model, with_student_t(LinearPath(), 16)).path.D == 16
+    with pytest.raises(InputError, match="path: LinearPath.* has Gaussian noise; allowed .*: Student-t with D=16"):
+        on_path(model, LinearPath())
+    assert on_path(from_function(lambda x, t: x, EDMPath(), "sample"), PFGMPlusPlusPath("inf"))

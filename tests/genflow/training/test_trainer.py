@@ -168,6 +168,7 @@ def test_a_whole_run_its_files_and_its_pipeline(data, tmp_path):
         ({"type": "vp", "options": {"beta_schedule": "scaled_linear"}}, {"type": "epsilon", "times": "uniform"}),
         ({"type": "vp"}, {"type": "v_prediction", "times": "uniform"}),
         ({"type": "linear"}, {"type": "sample", "times": "uniform"}),
+        ({"type": "trigonometric"}, {"type": "velocity", "times": "uniform"}),
         ({"type": "edm"}, {"type": "edm", "times": "log-normal", "times_mean": -1.2, "times_std": 1.2}),
         ({"type": "pfgm++", "options": {"D": 6}}, {"type": "pfgm++", "times": "log-normal", "times_mean": -1.2}),
         ({"type": "pfgm++", "options": {"D": "inf"}}, {"type": "pfgm++", "times": "log-normal", "times_mean": -1.2}),
