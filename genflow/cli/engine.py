@@ -22,7 +22,7 @@ from genflow.files import output_folder
 from genflow.images import grid, save_png
 from genflow.pipelines import locate
 
-__all__ = ["GRID_NAME", "Listener", "Result", "generate"]
+__all__ = ["GRID_NAME", "Listener", "Result", "check_prompts", "class_labels", "generate"]
 
 GRID_NAME = "grid.png"
 _GRID_IMAGES = 256  # more would be a poster
@@ -54,7 +54,8 @@ class Result:
     grid: Path | None
 
 
-def _labels(runner: Runner, text: str | None) -> list[int] | None:
+def class_labels(runner: Runner, text: str | None) -> list[int] | None:
+    """The class numbers that ``--classes`` names, all by default; None where the model knows no classes."""
     if not runner.num_classes:
         if text is not None:
             raise InputError("--classes: this model knows no classes")
@@ -62,7 +63,8 @@ def _labels(runner: Runner, text: str | None) -> list[int] | None:
     return parse_classes(text or "all", runner.num_classes, runner.class_numbers)
 
 
-def _check_prompts(runner: Runner, prompts: Sequence[str]) -> None:
+def check_prompts(runner: Runner, prompts: Sequence[str]) -> None:
+    """Raise InputError where a model of texts gets none, or another model gets one."""
     if runner.takes_prompt and not prompts:
         raise InputError("--prompt: this model makes images from text; say what, as in --prompt 'a red boat'")
     if prompts and not runner.takes_prompt:
@@ -119,8 +121,8 @@ def generate(
             f"then {expected_hash}); name the right one, or this one on purpose, with --model"
         )
     settings = runner.resolve(request)
-    labels = _labels(runner, classes)
-    _check_prompts(runner, prompts)
+    labels = class_labels(runner, classes)
+    check_prompts(runner, prompts)
     names = {label: runner.class_name(label) for label in labels or ()}
     planned = jobs(settings, seeds, out, labels, names, prompts)
     mine = share_of(planned, index, count)

@@ -16,6 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from genflow import __version__
+from genflow.cli.compare import compare
 from genflow.cli.evaluate import evaluate
 from genflow.cli.generate import generate
 from genflow.cli.info import info
@@ -38,7 +39,7 @@ def _help(text: str) -> str:
     return "\n\n".join(part if "\b" in part else " ".join(part.split()) for part in paragraphs)
 
 
-for _command in (generate, evaluate, train, info):
+for _command in (generate, compare, evaluate, train, info):
     app.command(help=_help(_command.__doc__ or ""))(_command)
 
 
