@@ -223,7 +223,7 @@ def _print(result: dict[str, Any]) -> None:
             table.add_column(name, justify="left" if name == "scheduler" else "right", overflow="fold")
         mine = [cell for cell in cells if cell["label"] == label]
         for scheduler in dict.fromkeys(cell["scheduler"] for cell in mine):
-            first = scheduler
+            first = scheduler.replace("Scheduler", "", 1)  # diffusers' names are long
             for cell in (cell for cell in mine if cell["scheduler"] == scheduler):
                 figures = ["" if cell.get(key) is None else form.format(cell[key]) for key, (_, form) in shown.items()]
                 if "error" in cell:
