@@ -6,7 +6,8 @@ A runner fills in a request's defaults from its pipeline and makes one batch of 
 import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from PIL import Image
 from genflow.cli.plan import Job, Request, Settings
 from genflow.errors import InputError, NonFiniteError, check_choice, check_keys, check_number, nearest
 from genflow.files import fingerprint
-from genflow.guidance import GUIDANCES, create_guidance
+from genflow.guidance import GUIDANCES, check_guidable, create_guidance, guide
+from genflow.guidance.attach_layout import scale_argument
 from genflow.pipelines import ImagePipeline
 from genflow.schedulers import SCHEDULERS, create_scheduler
 
@@ -213,16 +215,37 @@ class DiffusersRunner(Runner):
         return self._default("num_inference_steps") or 50
 
     def _guidance(self, request: Request) -> tuple[str | None, float | None, dict[str, Any]]:
-        kind = type(self.pipeline).__name__
         if request.guidance not in (None, "cfg") or request.guidance_options:
-            raise InputError(f"--guidance: {kind} guides by itself, by scale alone; allowed: cfg and --guidance-scale")
+            return self._attached_guidance(request)
         if "guidance_scale" not in self._parameters:
             if request.guidance is not None or request.guidance_scale is not None:
-                raise InputError(f"--guidance-scale: {kind} takes none")
+                raise InputError(f"--guidance-scale: {type(self.pipeline).__name__} takes none")
             return None, None, {}
         scale = request.guidance_scale
         scale = self._default("guidance_scale") if scale is None else check_number("--guidance-scale", scale)
         return "cfg", scale, {}
+
+    def _attached_guidance(self, request: Request) -> tuple[str, float, dict[str, Any]]:
+        """A rule of genflow's in the place of the pipeline's own CFG."""
+        name = check_choice("--guidance", request.guidance or "cfg", GUIDANCES)
+        known = [option for option in GUIDANCES[name].option_names if option != "scale"]
+        check_keys("--guidance-option", request.guidance_options, known)
+        check_guidable(self.pipeline)
+        scale = request.guidance_scale
+        scale = self._default(scale_argument(type(self.pipeline))) if scale is None else scale
+        made = create_guidance(name, scale=check_number("--guidance-scale", scale), **request.guidance_options)
+        config = made.to_config()
+        return config.pop("name"), config.pop("scale"), config
+
+    @contextmanager
+    def _guided(self, settings: Settings) -> Iterator[dict[str, Any]]:
+        """The pipeline's arguments for its guidance; options and other rules than CFG are attached to it."""
+        name, scale, options = settings.guidance, settings.guidance_scale, settings.guidance_options
+        if name is None or (name == "cfg" and not options):
+            yield {} if scale is None else {"guidance_scale": scale}
+        else:
+            with guide(self.pipeline, create_guidance(name, scale=scale, **options)):
+                yield {}
 
     def images(self, jobs: Sequence[Job], settings: Settings, progress: Progress) -> list[Image.Image]:
         arguments: dict[str, Any] = dict(settings.pipeline_options)
@@ -230,15 +253,18 @@ class DiffusersRunner(Runner):
             arguments["prompt"] = [job.prompt for job in jobs]
         else:
             arguments["batch_size"] = len(jobs)
-        if settings.guidance_scale is not None:
-            arguments["guidance_scale"] = settings.guidance_scale
         generators = _generators(jobs)
         scheduler = self.pipeline.scheduler
         scheduler.step = _watched_step(scheduler, generators, progress)  # on this instance only
         try:
-            output = self.pipeline(
-                generator=generators, num_inference_steps=settings.steps, output_type="pil", **arguments
-            )
+            with self._guided(settings) as guidance:
+                output = self.pipeline(
+                    generator=generators,
+                    num_inference_steps=settings.steps,
+                    output_type="pil",
+                    **guidance,
+                    **arguments,
+                )
         finally:
             del scheduler.step
         images = getattr(output, "images", None)

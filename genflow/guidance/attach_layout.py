@@ -9,7 +9,7 @@ from torch import nn
 
 from genflow.errors import InputError
 
-__all__ = ["Layout", "layout_of", "networks_of"]
+__all__ = ["Layout", "layout_of", "networks_of", "scale_argument"]
 
 NETWORKS = ("unet", "transformer", "transformer_2", "prior")
 """Attributes under which pipelines keep the denoiser (Wan 2.2 has two, one for each half of the run); a prior is one

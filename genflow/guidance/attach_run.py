@@ -32,12 +32,8 @@ class _State:
         shape = x.shape[1:]
         if out.ndim != x.ndim:
             raise InputError(f"guide: the network turned {tuple(x.shape)} into {tuple(out.shape)}, which is not served")
-        if (
-            latents is not None
-            and len(latents) == len(shape)
-            and all(a <= b for a, b in zip(latents, shape, strict=True))
-        ):
-            shape = latents
+        if latents is not None and len(latents) == len(shape):
+            shape = [min(sizes) for sizes in zip(latents, shape, strict=True)]
         shape = [min(size, limit) for size, limit in zip(shape, out.shape[1:], strict=True)]
         if channels is not None:
             shape[0] = min(shape[0], channels)
@@ -67,7 +63,6 @@ class GuidedRun:
         self.family = family_of(self.scheduler)
         self.thread = threading.get_ident()
         self.latents: tuple[int, ...] | None = None  # the shape of one sample, where the pipeline told it
-        self.served = 0  # steps guided so far in this call of the pipeline
         self.begin()
 
     def begin(self) -> None:
@@ -78,8 +73,7 @@ class GuidedRun:
         self._forget()
 
     def _forget(self) -> None:
-        self._first: Tensor | None = None  # the conditional output of two, as it was
-        self._given: Tensor | None = None  # the tensor that the pipeline has of it
+        self._given: Tensor | None = None  # the conditional output of two, as the pipeline holds it
         self._answer: Tensor | None = None  # the guided prediction of this step
 
     @contextmanager
@@ -152,7 +146,7 @@ class GuidedRun:
             raise self._refuse("it calls its network more often than its scheduler has timesteps")
         given = out.clone()
         if self._mode(self.state.of(x)) == "two":
-            self._one_of_two(x, out, given)
+            self._one_of_two(x, given)
         else:
             self._both(x, given)
         return _with_tensor(output, given)
@@ -177,58 +171,57 @@ class GuidedRun:
         self._answer = self._guided(cond, uncond, state[:half])
         values[:half], values[half:] = self._answer, self._answer
 
-    def _one_of_two(self, x: Tensor, out: Tensor, given: Tensor) -> None:
-        if self._first is None:
-            self._first, self._given = out, given  # no clone of `out`: the pipeline never sees it
-            if len(self.state.of(out)) != len(self.state.of(x)):
-                raise self._refuse("its network changes the batch size")
+    def _one_of_two(self, x: Tensor, given: Tensor) -> None:
+        state, values = self.state.of(x), self.state.of(given)
+        if len(values) != len(state):
+            raise self._refuse("its network changes the batch size")
+        if self._given is None:
+            self._given = given
             return
-        if out.shape != self._first.shape:
+        if given.shape != self._given.shape:
             raise self._refuse("the two predictions of a step differ in shape")
-        cond, uncond = self.state.of(self._first), self.state.of(out)
-        self._answer = self._guided(cond, uncond, self.state.of(x))
-        self.state.of(self._given).copy_(self._answer)
-        self.state.of(given).copy_(self._answer)
+        first = self.state.of(self._given)
+        self._answer = self._guided(first, values, state)
+        first.copy_(self._answer)
+        values.copy_(self._answer)
 
     def _guided(self, cond: Tensor, uncond: Tensor, network_input: Tensor) -> Tensor:
         """The network's output that reads as the guided x0, in the network's dtype."""
         t = float(self.clock.times[self.clock.index])
-        step, sign = int(self.clock.steps[self.clock.index]), self.layout.sign
-        return sign * guided_output(self.guidance, self.family, sign * cond, sign * uncond, network_input, t, step)
+        step = int(self.clock.steps[self.clock.index])
+        if self.layout.sign < 0:
+            cond, uncond = -cond, -uncond
+        guided = guided_output(self.guidance, self.family, cond, uncond, network_input, t, step)
+        return -guided if self.layout.sign < 0 else guided
 
     def _before_step(self, model_output: Tensor, sample: Tensor) -> None:
         """Both predictions have come; at the first step, what the pipeline made of them is the guided one."""
         if self._answer is None:
-            why = (
-                "its scheduler steps without a call of its network"
-                if self._first is None
-                else ("its network is called without an unconditional half; it runs no CFG")
-            )
-            raise self._refuse(why)
-        self.served += 1
-        if self.checked:
-            return
+            if self._given is None:
+                raise self._refuse("its scheduler steps without a call of its network")
+            raise self._refuse("its network is called without an unconditional half, so that it runs no CFG")
+        if not self.checked:
+            if not self._arrived(model_output, sample):
+                raise self._refuse("it makes something else of its network's two outputs than CFG does")
+            self.checked = True
+
+    def _arrived(self, model_output: Tensor, sample: Tensor) -> bool:
+        """Whether the guided prediction is what the scheduler is handed, for the state that it was made for."""
         expected = self.layout.sign * self._answer
+        if not bool(torch.isfinite(expected).all()):
+            index, count = self.clock.index, len(self.clock.times)
+            raise NonFiniteError(f"the network gave NaN or infinity at evaluation {index + 1} of {count}")
         if model_output.ndim < expected.ndim and model_output.numel() == expected.numel():
             expected = expected.reshape(model_output.shape)  # a dimension of one frame was dropped
-        fits = sample.ndim == expected.ndim == model_output.ndim
-        whole = 2 if self.layout.channels is not None else 1  # the first dimension that is guided as a whole
-        if (
-            fits
-            and sample.shape[whole:] == expected.shape[whole:]
-            and all(a >= b for a, b in zip(model_output.shape, expected.shape, strict=True))
-        ):
-            got = model_output[tuple(slice(size) for size in expected.shape)]  # DiT has both halves, some a variance
-            if not bool(torch.isfinite(expected).all()):
-                index, count = self.clock.index, len(self.clock.times)
-                raise NonFiniteError(f"the network gave NaN or infinity at evaluation {index + 1} of {count}")
-            tolerance = 4 * torch.finfo(expected.dtype).eps * float(expected.abs().max())
-            fits = bool((got.float() - expected.float()).abs().max() <= tolerance)
-        else:
-            fits = False
-        if not fits:
-            raise self._refuse("it makes something else of its network's two outputs than CFG does")
-        self.checked = True
+        if not sample.ndim == model_output.ndim == expected.ndim:
+            return False
+        whole = 1 if self.layout.channels is None else 2  # from here on the whole state is guided
+        if sample.shape[whole:] != expected.shape[whole:]:
+            return False
+        # DiT hands over both halves, some pipelines a variance after the prediction
+        got = model_output[tuple(slice(size) for size in expected.shape)]
+        tolerance = 4 * torch.finfo(expected.dtype).eps * float(expected.abs().max())
+        return got.shape == expected.shape and bool((got.float() - expected.float()).abs().max() <= tolerance)
 
 
 def _replaced(owner: Any, name: str, value: Any) -> Callable[[], None]:

@@ -236,3 +236,35 @@ def test_accelerate_launch_splits_the_seeds(class_model: Path, tmp_path: Path) -
     assert sorted(json.loads(line)["seed"] for line in done.stdout.splitlines()) == [0, 1, 2, 3, 4]
     assert names(str(tmp_path / "out")) == [*(f"{seed:06d}.png" for seed in range(5)), "grid.png"]
     assert done.stderr.count("making") == 1  # one process speaks
+
+
+def test_apg_in_the_place_of_a_pipelines_own_cfg(genflow: Run, text_model: Path) -> None:
+    common = ("generate", "--model", text_model, "--steps", 2, "--no-grid", "--seeds", "0-1", "--prompt", "a red boat")
+    status, _, err = genflow(
+        *common, "--guidance", "apg", "--guidance-scale", 10, "--guidance-option", "eta=0", "--out", "apg"
+    )
+    assert status == 0, err
+    record = read_metadata("apg/000001.png")
+    assert (record["guidance"], record["guidance_scale"], record["guidance_options"]["eta"]) == ("apg", 10, 0)
+    status, _, err = genflow("generate", "--like", "apg/000001.png")
+    assert status == 0, err
+    assert Path("again/000001.png").read_bytes() == Path("apg/000001.png").read_bytes()
+    # cfg is the pipeline's own; with an option it is genflow's, and the same where the option does nothing
+    genflow(*common, "--guidance", "cfg", "--guidance-scale", 10, "--out", "own")
+    assert read_metadata("own/000001.png")["guidance_options"] == {}
+    genflow(
+        *common, "--guidance", "cfg", "--guidance-scale", 10, "--guidance-option", "interval=[0,1000]", "--out", "ours"
+    )
+    assert read_metadata("ours/000001.png")["guidance_options"] == {"interval": [0.0, 1000.0]}
+    assert abs(pixels("own/000001.png") - pixels("ours/000001.png")).max() <= 1
+    assert abs(pixels("own/000001.png") - pixels("apg/000001.png")).max() > 1
+
+
+def test_bad_options_of_attached_guidance(genflow: Run, text_model: Path) -> None:
+    common = ("generate", "--prompt", "a", "--seeds", "0", "--model", text_model, "--guidance", "apg")
+    for words, says in (
+        (("--guidance-option", "ete=0"), "did you mean 'eta'"),
+        (("--guidance-option", "eta=nan"), "eta"),
+    ):
+        status, _, err = genflow(*common, *words)
+        assert (status, says in err) == (2, True), err
