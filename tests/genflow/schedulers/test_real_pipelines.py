@@ -1,0 +1,108 @@
+"""Real diffusers pipelines with tiny random networks: each with each scheduler of the registry.
+
+test_diffusers_pipelines.py compares the few rules that both sides have; here is the breadth.
+"""
+
+import pytest
+import torch
+
+from genflow.schedulers import SCHEDULERS, create_scheduler
+
+SPREAD = 3  # pipelines a scheduler runs on where the whole product would take too long
+
+
+@pytest.fixture(scope="module")
+def pipelines(tiny_pipelines):
+    """``(name, dtype) -> TinyPipeline``, built once; and the scheduler it came with."""
+    built = {}
+
+    def get(name, dtype=torch.float32):
+        if (name, dtype) not in built:
+            tiny = tiny_pipelines.build(name, dtype=dtype)
+            built[name, dtype] = tiny, tiny.pipe.scheduler
+        return built[name, dtype]
+
+    get.names = sorted(tiny_pipelines.BUILDERS)
+    return get
+
+
+def result(pipelines, pipeline, scheduler, dtype=torch.float32, steps=3, **options):
+    tiny, own = pipelines(pipeline, dtype)
+    tiny.pipe.scheduler = own if scheduler is None else create_scheduler(scheduler, own.config, **options)
+    with torch.no_grad():
+        latents = tiny.run(steps=steps)
+    tiny.pipe.scheduler = own
+    assert torch.isfinite(latents).all(), (pipeline, scheduler)
+    return latents
+
+
+def distance(one, other):
+    return ((one - other).norm() / other.norm()).item()
+
+
+@pytest.fixture(scope="module")
+def references(pipelines):
+    """What every pipeline gives with the scheduler it came with, in the same number of steps."""
+    return {name: result(pipelines, name, None) for name in pipelines.names}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_pipeline_with_every_scheduler(pipelines, references, scheduler):
+    """Three steps of one ODE (or SDE) of one network: near what the pipeline's own scheduler gives."""
+    for name, reference in references.items():
+        latents = result(pipelines, name, scheduler)
+        assert latents.shape == reference.shape
+        assert 0.5 < latents.std() / reference.std() < 2, name
+        stochastic = create_scheduler(scheduler).make_solver().stochastic
+        if not stochastic and name != "kandinsky":  # its own, DDPM, is stochastic
+            assert distance(latents, reference) < 0.7, name
+
+
+def run_in_bf16(pipelines, scheduler, names):
+    for name in names:
+        expected = result(pipelines, name, scheduler)
+        got = result(pipelines, name, scheduler, torch.bfloat16)
+        assert distance(got, expected) < 0.06, name
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_in_bfloat16(pipelines, scheduler):
+    """Some pipelines each; the whole product is below."""
+    first = list(SCHEDULERS).index(scheduler)
+    run_in_bf16(pipelines, scheduler, (pipelines.names * 2)[first : first + SPREAD])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_pipeline_in_bfloat16(pipelines, scheduler):
+    run_in_bf16(pipelines, scheduler, pipelines.names)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_with_offload_hooks(tiny_pipelines, scheduler):
+    """enable_model_cpu_offload's hooks (here on and off the CPU itself) change nothing, not even a bit."""
+    names = sorted(tiny_pipelines.BUILDERS)
+    name = names[list(SCHEDULERS).index(scheduler) % len(names)]
+    tiny = tiny_pipelines.build(name)
+    tiny.pipe.scheduler = create_scheduler(scheduler, tiny.pipe.scheduler.config)
+    with torch.no_grad():
+        expected = tiny.run()
+        tiny.pipe.enable_model_cpu_offload(device="cpu")
+        assert len(tiny.pipe._all_hooks) >= 2
+        assert torch.equal(tiny.run(), expected)
+        assert torch.equal(tiny.run(), expected)  # the hooks were laid anew
+
+
+@pytest.fixture(scope="module")
+def solution(pipelines):
+    """Where the ODE of the pipeline with v-prediction leads."""
+    return result(pipelines, "sd_v", "heun", steps=40, timestep_spacing="trailing")
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "heun", "rk4", "ab", "dpm++", "hb", "ghvb"])
+def test_more_steps_lead_to_one_image(pipelines, solution, scheduler):
+    few, many = (
+        distance(result(pipelines, "sd_v", scheduler, steps=steps, timestep_spacing="trailing"), solution)
+        for steps in (4, 16)
+    )
+    assert many < min(few, 0.1)  # the network is not smooth in the timestep: there is a floor of 0.05
