@@ -12,8 +12,8 @@ from genflow.solvers.frames import FRAMES
 
 __all__ = ["LAST_STEPS", "NoisyStep", "SDESolver", "refresh_weights"]
 
-LAST_STEPS = (None, "mean", "tweedie", "euler")
-"""What the last step may be; see :class:`SDESolver`."""
+LAST_STEPS = ("mean", "tweedie", "euler")
+"""What the last step may be, besides None; see :class:`SDESolver`."""
 
 
 def refresh_weights(path: Path, t: np.ndarray, t_next: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -69,5 +69,5 @@ class SDESolver(Solver):
 
     def __init__(self, diffusion: str = "sigma", norm: float = 1.0, last_step: str | None = "tweedie") -> None:
         self.coefficient = Diffusion(diffusion, norm)
-        self.last_step = check_choice("last_step", last_step, LAST_STEPS) if last_step is not None else None
+        self.last_step = None if last_step is None else check_choice("last_step", last_step, LAST_STEPS)
         self.diffusion, self.norm = self.coefficient.name, self.coefficient.norm

@@ -91,12 +91,14 @@ class SDEHeun(SDESolver):
         if last and self.last_step == "tweedie":
             return prediction.x0
         shift = self._noise[n] * noise.to(x.dtype) if self._noise[n] > 0 else None
-        if n == 0 and self._fresh is not None:
-            return combine(self._fresh[0], x, self._fresh[1], prediction.x0).add_(shift)
+        of_ode = last and self.last_step == "euler"
+        if n == 0 and self._fresh is not None and not of_ode:
+            result = combine(self._fresh[0], x, self._fresh[1], prediction.x0)
+            return result if shift is None else result.add_(shift)
         slope = prediction.to(self._kinds[n])
         result = combine(a, x, b, slope)
         drift = self._drift[n][0]
-        if drift and not (last and self.last_step == "euler"):
+        if drift and not of_ode:
             result.add_(prediction.epsilon, alpha=drift)
         if shift is not None:
             result.add_(shift)
