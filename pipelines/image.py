@@ -25,11 +25,12 @@ from torch import Tensor
 
 from genflow.errors import InputError, check_choice, check_keys, check_number, nearest
 from genflow.guidance import GUIDANCES, AutoGuidance, Guidance, GuidedModel, create_guidance
+from genflow.guidance.clock import family_of, steps_of
 from genflow.images import to_pil
 from genflow.models import LeanUNet2DModel, PathModel, from_diffusers
 from genflow.pipelines.loading import HUB_OPTIONS, import_components, locate, read_index, summary
 from genflow.sampling import FiniteCheck, randn
-from genflow.schedulers import Family, PathScheduler, family_from_config
+from genflow.schedulers import Family, PathScheduler
 
 __all__ = ["ImagePipeline"]
 
@@ -189,7 +190,7 @@ class ImagePipeline(DiffusionPipeline):
         generators = _generators(generator, batch)
         steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
         check_number("num_inference_steps", steps, at_least=1, integer=True)
-        family = _family(self.scheduler)
+        family = family_of(self.scheduler)
         model = self._model(family)
         self._set_timesteps(num_inference_steps, steps, device, sigmas, timesteps, mu)
         # a flow scheduler of diffusers has no init_noise_sigma
@@ -208,8 +209,7 @@ class ImagePipeline(DiffusionPipeline):
         schedule = self.scheduler.timesteps
         own = isinstance(self.scheduler, PathScheduler)
         times = (self.scheduler.times if own else family.time(schedule.cpu().numpy())).tolist()
-        order = getattr(self.scheduler, "order", 1)
-        step_of = self.scheduler.step_of.tolist() if own else [i // order for i in range(len(times))]
+        step_of = steps_of(self.scheduler).tolist()
         count = step_of[-1] + 1
         if isinstance(model, GuidedModel):
             model.reset(count)
@@ -380,10 +380,6 @@ class ImagePipeline(DiffusionPipeline):
 
 def _is_single(labels: Any) -> bool:
     return isinstance(labels, (int, str)) or (isinstance(labels, Tensor) and labels.ndim == 0)
-
-
-def _family(scheduler: SchedulerMixin) -> Family:
-    return scheduler.family if isinstance(scheduler, PathScheduler) else family_from_config(scheduler.config)
 
 
 def _scale_input(scheduler: SchedulerMixin, latents: Tensor, timestep: Tensor) -> Tensor:

@@ -11,13 +11,27 @@ from genflow.prediction import Prediction
 from genflow.schedulers.family import Family
 from genflow.schedulers.reading import family_from_config
 
-__all__ = ["RunClock", "family_of", "guided_output"]
+__all__ = ["RunClock", "family_of", "guided_output", "steps_of"]
 
 
 def family_of(scheduler: Any) -> Family:
     """The family (path, prediction type, clock) of a scheduler, ours or diffusers'."""
     family = getattr(scheduler, "family", None)
     return family_from_config(scheduler.config) if family is None else family
+
+
+def steps_of(scheduler: Any) -> np.ndarray:
+    """The outer step of every evaluation of a scheduler, ours or diffusers', after ``set_timesteps``."""
+    own = getattr(scheduler, "step_of", None)
+    if own is not None:
+        return np.asarray(own)
+    evaluations = np.arange(len(scheduler.timesteps))
+    stages = getattr(scheduler, "prk_timesteps", None)  # PNDM: Runge-Kutta steps of four, or a first step of two
+    if stages is None:
+        return evaluations // int(getattr(scheduler, "order", 1))
+    if not len(stages):
+        return np.maximum(evaluations - 1, 0)
+    return np.where(evaluations < len(stages), evaluations // 4, evaluations - len(stages) + len(stages) // 4)
 
 
 class RunClock:
@@ -39,10 +53,7 @@ class RunClock:
         own = getattr(scheduler, "times", None)
         timesteps = scheduler.timesteps.detach().to("cpu", torch.float64).numpy()  # one copy a run
         self.times = np.asarray(family.time(timesteps) if own is None else own, dtype=np.float64)
-        if own is None:
-            steps = np.arange(len(self.times)) // int(getattr(scheduler, "order", 1))
-        else:
-            steps = np.asarray(scheduler.step_of)
+        steps = steps_of(scheduler)
         self.index = self._first(scheduler, timesteps, family.num_train_timesteps, timestep)
         self.steps = steps - steps[self.index]
         self.count = int(self.steps[-1]) + 1

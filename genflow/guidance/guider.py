@@ -8,9 +8,10 @@ from diffusers.modular_pipelines.modular_pipeline import BlockState
 from torch import Tensor, nn
 
 from genflow.errors import InputError
-from genflow.guidance import Guidance, create_guidance
 from genflow.guidance.autoguidance import AutoGuidance
+from genflow.guidance.base import Guidance
 from genflow.guidance.clock import RunClock, family_of, guided_output
+from genflow.guidance.registry import create_guidance
 
 __all__ = ["PathGuider"]
 

@@ -166,8 +166,10 @@ def test_apg_by_name_and_by_object_agree():
         (RectifiedFlowScheduler(solver="heun"), [2, 2, 2, 2, 4, 4, 4]),
         (diffusers.FlowMatchEulerDiscreteScheduler(), [2, 2, 4, 4]),
         (diffusers.FlowMatchHeunDiscreteScheduler(), [2, 2, 2, 2, 4, 4, 4]),
+        (diffusers.PNDMScheduler(skip_prk_steps=True), [2, 2, 2, 4, 4]),
+        (diffusers.PNDMScheduler(), [2] * 8 + [4] * 5),  # three steps of four evaluations, and one more
     ],
-    ids=["euler", "heun", "diffusers-euler", "diffusers-heun"],
+    ids=["euler", "heun", "diffusers-euler", "diffusers-heun", "plms", "prk"],
 )
 def test_guidance_in_a_part_of_the_steps(scheduler, calls):
     pipe = pipeline(class_names=NAMES, scheduler=scheduler)
