@@ -1,0 +1,24 @@
+"""Optimizers of published papers as ``torch.optim`` classes; this package needs torch alone."""
+
+from genflow.lazy import lazy_exports
+
+_HOMES = {
+    "AdaBelief": "adabelief",
+    "AdaGradNorm": "adagrad_norm",
+    "AdamP": "adamp",
+    "Adan": "adan",
+    "DiffGrad": "diffgrad",
+    "Flags": "options",
+    "KAPPAS": "kappas",
+    "Kappa": "kappas",
+    "Lion": "lion",
+    "LionK": "lion_k",
+    "OptimizerBase": "base",
+    "SGDP": "sgdp",
+    "StableSPAM": "stable_spam",
+    "create_kappa": "kappas",
+}
+
+__all__ = sorted(_HOMES)
+
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)

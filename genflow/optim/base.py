@@ -1,0 +1,366 @@
+"""What all optimizers of this package do in common; a new one adds its rule, its state and its scalars.
+
+A subclass gives
+
+* ``single`` and ``many``: the rule for one tensor and for a list of tensors, called as
+  ``rule(param, grad, **buffers, **scalars, **constants)``. They see real tensors in float32 or wider, ``maximize``
+  already applied; they change ``param`` and the buffers in place and never the gradient;
+* :meth:`~OptimizerBase._new_state`: the buffers, tensors only, shaped like the parameter or without dimensions;
+* :meth:`~OptimizerBase._constants` and :meth:`~OptimizerBase._scalars`: the hyperparameters of a group, and what
+  depends on the learning rate or the step count (a float, or a tensor where nothing may be read back);
+* :meth:`~OptimizerBase._check`: its hyperparameters' ranges;
+* where all gradients are needed before any update (global norms), :meth:`~OptimizerBase._begin_step`.
+"""
+
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
+from torch.utils._foreach_utils import _get_foreach_kernels_supported_devices
+
+from genflow.errors import InputError, NonFiniteError, check_number
+from genflow.optim.execution import Rule, run_many, run_single, state_dtype
+from genflow.optim.options import FLAG_DEFAULTS, check_flags, check_lr
+from genflow.optim.scalars import Scalar
+
+__all__ = ["FOREACH_NUMEL", "Collected", "OptimizerBase"]
+
+FOREACH_NUMEL = 16384
+"""On a CPU the multi-tensor form is the default for tensors up to this size; larger ones lose the cache to it."""
+
+_PLAIN = (Tensor, torch.nn.Parameter)  # exact types: subclasses such as DTensor may lack the multi-tensor operations
+_ONE = torch.ones(())
+
+
+class Collected(NamedTuple):
+    """The parameters of one group that have a gradient, and the gradients."""
+
+    index: int
+    group: dict[str, Any]
+    params: list[Tensor]
+    grads: list[Tensor]
+
+
+class OptimizerBase(Optimizer):
+    """Common base: see the module's text for what a subclass gives, :class:`genflow.optim.Flags` for the options."""
+
+    single: ClassVar[Rule]
+    many: ClassVar[Rule]
+    buffers: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, params: ParamsT, hyperparameters: dict[str, Any], flags: dict[str, Any]) -> None:
+        check_flags(flags)
+        defaults = hyperparameters | FLAG_DEFAULTS | flags
+        defaults = {key: tuple(value) if isinstance(value, list) else value for key, value in defaults.items()}
+        self._check_group(defaults)
+        self._skipped_steps = 0
+        self._compiled: dict[Any, Callable[..., None]] = {}
+        super().__init__(params, defaults)
+
+    # what a subclass may replace
+
+    def _check(self, group: dict[str, Any]) -> None:
+        """Raise InputError for a hyperparameter out of range; ``lr``, ``eps``, ``weight_decay`` are checked already."""
+
+    def _new_state(self, group: dict[str, Any], param: Tensor) -> dict[str, Tensor]:
+        """The buffers of a parameter at its first step: zeros, one for each of :attr:`buffers`."""
+        dtype = state_dtype(param)
+        zeros = torch.zeros_like
+        return {name: zeros(param, dtype=dtype, memory_format=torch.preserve_format) for name in self.buffers}
+
+    def _state_dtype(self, param: Tensor, key: str) -> torch.dtype:
+        """The format in which floating-point state ``key`` is kept."""
+        return state_dtype(param)
+
+    def _constants(self, group: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+        """Arguments of the rule that stay the same while the group's options do; ``dtype`` is the parameters'."""
+        return {}
+
+    def _scalars(self, group: dict[str, Any], lr: Scalar, t: Scalar) -> dict[str, Scalar]:
+        """Arguments of the rule that depend on ``lr`` and on ``t``, the count of this step (1 at the first)."""
+        return {}
+
+    def _begin_step(self, collected: list[Collected]) -> None:
+        """Called once a step, before any update, with state in place."""
+
+    # construction and groups
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_lr(group["lr"])
+        for name in ("eps", "weight_decay"):
+            if name in group:
+                check_number(name, group[name], at_least=0)
+        check_flags({name: group[name] for name in FLAG_DEFAULTS})
+        self._check(group)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, now or later; its options are checked as the constructor's are.
+
+        Raises:
+            InputError: an option out of range; a parameter that is in another group, or is not floating-point.
+        """
+        if isinstance(param_group, dict):
+            for key, value in param_group.items():
+                if isinstance(value, list) and key not in ("params", "param_names"):
+                    param_group[key] = tuple(value)
+            self._check_group(self.defaults | param_group)
+        # torch would say only that there is one
+        before = {
+            id(param): _name(i, g, j) for i, g in enumerate(self.param_groups) for j, param in enumerate(g["params"])
+        }
+        if isinstance(param_group, dict) and not isinstance(param_group["params"], (Tensor, set)):
+            param_group["params"] = list(param_group["params"])
+            for param in param_group["params"]:
+                tensor = param[1] if isinstance(param, tuple) else param
+                if id(tensor) in before:
+                    raise InputError(f"some parameters appear in more than one parameter group: {before[id(tensor)]}")
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        for position, param in enumerate(group["params"]):
+            name = _name(len(self.param_groups) - 1, group, position)
+            problem = ""
+            if not (param.is_floating_point() or param.is_complex()):
+                problem = f"{name}: {param.dtype} cannot be optimized; allowed: floating-point and complex"
+            elif group["stochastic_rounding"] and param.dtype == torch.float16:
+                problem = (
+                    f"stochastic_rounding: {name} is float16; allowed: bfloat16 (and float32, where it does nothing)"
+                )
+            elif id(param) in before:
+                problem = f"some parameters appear in more than one parameter group: {before[id(param)]}"
+            if problem:
+                self.param_groups.pop()
+                raise InputError(problem)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps left out by ``nonfinite="skip"`` since this object was made."""
+        return self._skipped_steps
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_skipped_steps", 0)
+        self.__dict__.setdefault("_compiled", {})
+        for group in self.param_groups:
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)  # a checkpoint from before the option was there
+            for key, value in group.items():
+                if isinstance(value, list) and key not in ("params", "param_names"):
+                    group[key] = tuple(value)  # JSON knows no tuples
+        loading = self.__dict__.get("_loading")
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param in self.state:
+                    self._settle(group, param, loading.get(param) if loading else None)
+
+    def _settle(self, group: dict[str, Any], param: Tensor, original: dict[str, Any] | None) -> None:
+        """Give loaded state its own format and device; torch has cast it to the parameter's."""
+        state = self.state[param]
+        for key, value in list(state.items()):
+            source = original.get(key, value) if original else value
+            if key == "step":
+                count = source if isinstance(source, Tensor) else torch.tensor(float(source))
+                home = param.device if group["capturable"] else torch.device("cpu")
+                state[key] = count.detach().to(home, torch.float32, copy=True)
+            elif isinstance(source, Tensor):
+                floating = source.is_floating_point() or source.is_complex()
+                dtype = self._state_dtype(param, key) if floating else source.dtype
+                if floating and not source.is_complex():
+                    dtype = dtype.to_real()
+                state[key] = source if original is None and source.dtype == dtype else source.to(param.device, dtype)
+                if original is not None and state[key] is source:
+                    state[key] = source.clone(memory_format=torch.preserve_format)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but state keeps its own format: float32 for 16-bit parameters, whatever was saved where."""
+
+        def remember(_: Optimizer, final: dict[str, Any]) -> None:
+            saved = [index for group in final["param_groups"] for index in group["params"]]
+            own = [param for group in self.param_groups for param in group["params"]]
+            self._loading = {
+                param: final["state"][index]
+                for index, param in zip(saved, own, strict=False)
+                if index in final["state"]
+            }
+
+        handle = self.register_load_state_dict_pre_hook(remember)  # the last one: it sees what the others made of it
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self.__dict__.pop("_loading", None)
+
+    # the step
+
+    @_use_grad_for_differentiable
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update; returns the closure's value, if there is a closure.
+
+        Raises:
+            RuntimeError: a sparse gradient; a missing one with ``missing="raise"``.
+            NonFiniteError: a gradient with NaN or infinity with ``nonfinite="raise"``.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        collected = [self._collect(index, group) for index, group in enumerate(self.param_groups)]
+        if not self._finite(collected):
+            self._skipped_steps += 1
+            return loss
+        for part in collected:
+            for param in part.params:
+                if len(self.state[param]) == 0:
+                    home = param.device if self._on_device(part.group) else torch.device("cpu")
+                    self.state[param]["step"] = torch.zeros((), dtype=torch.float32, device=home)
+                    self.state[param].update(self._new_state(part.group, param))
+        self._begin_step(collected)
+        for part in collected:
+            self._update_group(part)
+        return loss
+
+    def _on_device(self, group: dict[str, Any]) -> bool:
+        # inside a user's torch.compile of the step, counts must not become guards
+        return group["capturable"] or torch.compiler.is_compiling()
+
+    def _collect(self, index: int, group: dict[str, Any]) -> Collected:
+        params, grads = [], []
+        for position, param in enumerate(group["params"]):
+            grad = param.grad
+            if grad is None:
+                if group["missing"] == "raise":
+                    raise RuntimeError(f"{type(self).__name__}: {_name(index, group, position)} has no gradient")
+                continue
+            if grad.layout != torch.strided:
+                name = _name(index, group, position)
+                raise RuntimeError(
+                    f"{type(self).__name__} does not support sparse gradients: {name} has one; "
+                    "use torch.optim.SparseAdam or SGD for it, or sparse=False in the embedding"
+                )
+            if param.numel():
+                params.append(param)
+                grads.append(grad)
+        return Collected(index, group, params, grads)
+
+    def _finite(self, collected: list[Collected]) -> bool:
+        """False if the step is to be left out."""
+        checked = [part for part in collected if part.group["nonfinite"] != "none" and part.grads]
+        if not checked:
+            return True
+        flags = [torch.isfinite(grad).all() for part in checked for grad in part.grads]
+        device = flags[0].device
+        finite = torch.stack([flag.to(device) for flag in flags]).tolist()  # the one sync
+        if all(finite):
+            return True
+        bad = iter(finite)
+        for part in checked:
+            for param in part.params:
+                if not next(bad) and part.group["nonfinite"] == "raise":
+                    position = next(i for i, other in enumerate(part.group["params"]) if other is param)
+                    name = _name(part.index, part.group, position)
+                    raise NonFiniteError(f"{type(self).__name__}: the gradient of {name} holds NaN or infinity")
+        return False
+
+    def _update_group(self, part: Collected) -> None:
+        group = part.group
+        lr = group["lr"]
+        if isinstance(lr, Tensor) and lr.ndim:
+            lr = lr.squeeze()
+        flags = group["maximize"], group["stochastic_rounding"]
+        for alike, their_grads in self._batches(part):
+            device = alike[0].device
+            constants = self._constants(group, alike[0].dtype)
+            for params, grads, t in self._by_count(group, alike, their_grads):
+                scalars = {key: _near(value, device) for key, value in self._scalars(group, lr, t).items()}
+                if self._use_many(group, params[0]):
+                    columns = {k: v.unbind() if isinstance(v, Tensor) and v.ndim else v for k, v in scalars.items()}
+                    states = [self.state[param] for param in params]
+                    buffers = {key: [state[key] for state in states] for key in states[0] if key != "step"}
+                    self._many_runner(part, params, columns)(
+                        type(self).many, params, grads, buffers, columns | constants, *flags
+                    )
+                    continue
+                for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
+                    values = {k: v[index] if isinstance(v, Tensor) and v.ndim else v for k, v in scalars.items()}
+                    buffers = {key: value for key, value in self.state[param].items() if key != "step"}
+                    if group["differentiable"]:
+                        # autograd holds on to the old ones
+                        buffers = {key: value.clone() for key, value in buffers.items()}
+                        self.state[param].update(buffers)
+                    run_single(type(self).single, param, grad, buffers, values | constants, *flags)
+
+    def _batches(self, part: Collected) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """Split by what cannot be mixed: device, dtype, and the form that is used."""
+        batches: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
+        for param, grad in zip(part.params, part.grads, strict=True):
+            key = param.device, param.dtype, self._use_many(part.group, param)
+            params, grads = batches.setdefault(key, ([], []))
+            params.append(param)
+            grads.append(grad)
+        yield from batches.values()
+
+    def _by_count(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
+    ) -> Iterable[tuple[list[Tensor], list[Tensor], Scalar]]:
+        """Count this step, and split by the count: parameters that joined late have a smaller one."""
+        steps = [self.state[param]["step"] for param in params]
+        if self._on_device(group):
+            torch._foreach_add_(steps, 1)
+            wide = torch.float32 if steps[0].device.type == "mps" else torch.float64
+            return [(params, grads, torch.stack(steps).to(wide))]
+        torch._foreach_add_(steps, _ONE, alpha=1.0)  # faster than a number, which torch would wrap for each
+        counts = torch.stack(steps).tolist()
+        if len(set(counts)) == 1:
+            return [(params, grads, counts[0])]
+        split: dict[float, tuple[list[Tensor], list[Tensor], float]] = {}
+        for param, grad, count in zip(params, grads, counts, strict=True):
+            mine = split.setdefault(count, ([], [], count))
+            mine[0].append(param)
+            mine[1].append(grad)
+        return list(split.values())
+
+    def _use_many(self, group: dict[str, Any], param: Tensor) -> bool:
+        if group["differentiable"]:
+            return False
+        if group["foreach"] is not None and not group["compile"]:
+            return group["foreach"]
+        if type(param) not in _PLAIN:
+            return False
+        if group["compile"] or torch.compiler.is_compiling():
+            return True
+        if param.device.type == "cpu":
+            return param.numel() <= FOREACH_NUMEL
+        return param.device.type in _get_foreach_kernels_supported_devices()
+
+    def _many_runner(self, part: Collected, params: list[Tensor], columns: dict[str, Any]) -> Callable[..., None]:
+        """:func:`run_many`, compiled if the group says so; one graph for each kind of batch."""
+        if not part.group["compile"] or torch.compiler.is_compiling():
+            return run_many
+        wide = torch.float32 if params[0].device.type in ("mps", "xpu") else torch.float64
+        for key, value in columns.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                columns[key] = torch.tensor(value, dtype=wide)  # a number would be a guard: one compilation a step
+        key = part.index, params[0].device, params[0].dtype
+        if key not in self._compiled:
+            self._compiled[key] = torch.compile(_fresh(run_many), dynamic=False)
+        return self._compiled[key]
+
+
+def _name(index: int, group: dict[str, Any], position: int) -> str:
+    """What an error message calls a parameter."""
+    if "param_names" in group:
+        return f"parameter {group['param_names'][position]!r}"
+    return f"parameter {position} of group {index} with shape {tuple(group['params'][position].shape)}"
+
+
+def _near(value: Scalar, device: torch.device) -> Scalar:
+    """A scalar that operations on ``device`` accept; those on the CPU they do, wherever they run."""
+    far = isinstance(value, Tensor) and value.device != device and value.device.type != "cpu"
+    return value.to(device) if far else value
+
+
+def _fresh(function: Callable[..., None]) -> Callable[..., None]:
+    """A copy with code of its own: torch limits the number of compilations of one code object."""
+    return types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
