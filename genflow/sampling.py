@@ -15,7 +15,7 @@ from genflow.models.base import PathModel
 from genflow.paths import Path, VPTablePath, working_dtype
 from genflow.solvers import FRAMES, Solver, combine, create_solver
 
-__all__ = ["FiniteCheck", "ODEResult", "randn", "sample", "sample_adaptive", "time_grid"]
+__all__ = ["FiniteCheck", "ODEResult", "ProbabilityFlow", "randn", "sample", "sample_adaptive", "time_grid"]
 
 
 def randn(
@@ -201,6 +201,45 @@ def _bar(count: int, progress: bool) -> Iterable[int]:
     return tqdm(range(count), desc="sampling", unit="eval")
 
 
+class ProbabilityFlow:
+    """A model's probability-flow ODE in the velocity frame, for solvers that choose their times: ``dz/du = f(u, z)``.
+
+    ``z = x / (alpha + sigma)`` and ``u = sigma / (alpha + sigma)`` (:mod:`genflow.solvers.frames`); f is
+    ``epsilon - x0``, bounded on every path.
+
+    Attributes:
+        evaluations: how often the network was asked.
+    """
+
+    frame = FRAMES["velocity"]
+
+    def __init__(self, model: PathModel, low: float, high: float, conditioning: dict[str, Any]) -> None:
+        """Times are kept to ``low`` .. ``high``, against the rounding of a solver's clock."""
+        self.model, self.low, self.high, self.conditioning = model, low, high, conditioning
+        self.evaluations = 0
+
+    def scale(self, t: float) -> float:
+        """The factor between x and z."""
+        return float(self.frame.scale(self.model.path, t))
+
+    def clock(self, times: np.ndarray) -> np.ndarray:
+        """u at ``times``."""
+        return self.frame.clock(self.model.path, times)
+
+    def predict(self, x: Tensor, t: float) -> Tensor:
+        """f at the state ``x`` and time ``t``. Raises NonFiniteError, naming the time, for NaN or infinity."""
+        self.evaluations += 1
+        slope = self.model.predict(x, t, **self.conditioning).to(self.frame.kind)
+        if not bool(torch.isfinite(slope).all()):
+            raise NonFiniteError(f"the network gave NaN or infinity at evaluation {self.evaluations} (t={t:.6g})")
+        return slope
+
+    def __call__(self, u: Tensor, z: Tensor) -> Tensor:
+        clock = u.item() if u > 1e-15 else 0.0  # torchdiffeq steps a hair short of the end
+        t = min(max(self.model.path.time(self.frame.level(clock)), self.low), self.high)
+        return self.predict(z * self.scale(t), t)
+
+
 @dataclass(frozen=True)
 class ODEResult:
     """What :func:`sample_adaptive` found.
@@ -261,31 +300,14 @@ def sample_adaptive(
             f"guidance: {model.guidance!r} counts steps, which an adaptive solver has not; "
             "allowed: no momentum, start 0 and stop 1"
         )
-    path, frame, end = model.path, FRAMES["velocity"], model.path.time(float(noise_min))
-    evaluations = 0
-
-    def predict(x: Tensor, t: float) -> Tensor:
-        nonlocal evaluations
-        evaluations += 1
-        flow = model.predict(x, t, **conditioning).to(frame.kind)
-        if not bool(torch.isfinite(flow).all()):
-            raise NonFiniteError(f"the network gave NaN or infinity at evaluation {evaluations} (t={t:.6g})")
-        return flow
-
-    def slope(u: Tensor, z: Tensor) -> Tensor:
-        clock = u.item() if u > 1e-15 else 0.0  # torchdiffeq steps a hair short of the end
-        t = path.time(clock / (1 - clock) if clock < 1 else math.inf)
-        t = min(max(t, end), start)  # against rounding
-        return predict(z * float(frame.scale(path, t)), t)
-
-    ends = np.array([start, end])
-    scale, clocks = frame.scale(path, ends), frame.clock(path, ends)
-    span = torch.as_tensor(clocks, dtype=torch.float64, device=x.device)
+    end = model.path.time(float(noise_min))
+    flow = ProbabilityFlow(model, end, start, conditioning)
+    span = torch.as_tensor(flow.clock(np.array([start, end])), dtype=torch.float64, device=x.device)
     # the clock's dtype (the state keeps its own), and a step that ends at the last time: by default one goes past it
     options = {"dtype": torch.float64, "step_t": span[-1:]}
-    z = odeint(slope, x / float(scale[0]), span, rtol=rtol, atol=atol, method=method, options=options)[-1]
-    x = z * float(scale[1])
+    z = odeint(flow, x / flow.scale(start), span, rtol=rtol, atol=atol, method=method, options=options)[-1]
+    x = z * flow.scale(end)
     if denoise and end > 0:
-        a, b = (float(w) for w in frame.weights(path, end, 0.0))
-        x = combine(a, x, b, predict(x, float(end)))
-    return ODEResult(x.to(working_dtype(x)), evaluations)
+        a, b = (float(w) for w in flow.frame.weights(model.path, end, 0.0))
+        x = combine(a, x, b, flow.predict(x, float(end)))
+    return ODEResult(x.to(working_dtype(x)), flow.evaluations)

@@ -19,7 +19,7 @@ FLOORS = [
     ["schedulers"],
     ["guidance"],
     ["sampling"],
-    ["bridges", "pipelines"],
+    ["bridges", "likelihood", "pipelines"],
     ["training"],
     ["distillation", "evaluate"],
     ["cli"],
