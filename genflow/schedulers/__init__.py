@@ -73,8 +73,6 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sde-exponential": ("StochasticInterpolantScheduler", {"solver": "sde-exponential"}),
     "overshooting": ("RectifiedFlowScheduler", {"solver": "overshooting"}),
     "refresh": ("RectifiedFlowScheduler", {"solver": "refresh"}),
-    "stable-refresh": ("RectifiedFlowScheduler", {"solver": "stable-refresh"}),
-    "curved-euler": ("RectifiedFlowScheduler", {"solver": "stochastic-curved-euler"}),
 }
 """Short names: the class (in this package) and the options that the name stands for."""
 
