@@ -21,7 +21,7 @@ import numpy as np
 from genflow.errors import check_choice
 from genflow.paths import EDMPath, Path, VPPath
 
-__all__ = ["FRAMES", "Frame", "choose_frame"]
+__all__ = ["FRAMES", "Frame", "choose_frame", "near_noise"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,14 @@ FRAMES: dict[str, Frame] = {
     "velocity": Frame("velocity", "flow_prediction"),
     "denoised": Frame("denoised", "sample"),
 }
+
+
+def near_noise(path: Path, t: float) -> bool:
+    """Whether ``t`` is pure noise, or nearly: a cosine table begins at a level of 20,000, and the next is 40.
+
+    The epsilon frame's clock makes one huge step of that, over which no mean of slopes is worth anything.
+    """
+    return bool(path.alpha(t) * 1000 <= path.sigma(t)) and not isinstance(path, EDMPath)
 
 
 def choose_frame(name: str, path: Path) -> Frame:

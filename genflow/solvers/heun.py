@@ -6,7 +6,7 @@ from torch import Tensor
 from genflow.errors import InputError, check_choice
 from genflow.prediction import Prediction
 from genflow.solvers.base import Solver, combine
-from genflow.solvers.frames import FRAMES, choose_frame
+from genflow.solvers.frames import FRAMES, choose_frame, near_noise
 
 __all__ = ["Heun"]
 
@@ -19,8 +19,8 @@ class Heun(Solver):
 
     Args:
         frame: ``velocity``, ``epsilon`` or ``denoised`` (see :mod:`genflow.solvers.frames`); ``auto`` takes epsilon
-            on VP and EDM paths and velocity on others. A step from pure noise (alpha = 0), where the epsilon frame
-            has no finite clock, is made in the velocity frame.
+            on VP and EDM paths and velocity on others. A step from pure noise, or nearly (alpha below
+            sigma / 1000), where the epsilon frame's clock has no end, is made in the velocity frame.
     """
 
     name = "heun"
@@ -34,7 +34,7 @@ class Heun(Solver):
         name = choose_frame(self.frame, self.path).name
         start, end = self.times[:-1], self.times[1:]
         names = [name] * len(start)
-        if name == "epsilon" and self.path.alpha(float(start[0])) == 0:
+        if name == "epsilon" and near_noise(self.path, float(start[0])):
             names[0] = "velocity"
         single = end[-1] == 0
         if single:

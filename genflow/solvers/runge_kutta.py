@@ -10,7 +10,7 @@ from genflow.errors import InputError, check_choice
 from genflow.paths import Path
 from genflow.prediction import Prediction
 from genflow.solvers.base import Solver
-from genflow.solvers.frames import FRAMES, Frame, choose_frame
+from genflow.solvers.frames import FRAMES, Frame, choose_frame, near_noise
 
 __all__ = ["HEUN2", "HEUN3", "RK4", "RungeKutta4", "Stage", "Tableau", "advance_stage", "stages"]
 
@@ -67,8 +67,8 @@ class RungeKutta4(Solver):
 
     Args:
         frame: ``velocity``, ``epsilon`` or ``denoised`` (see :mod:`genflow.solvers.frames`); ``auto`` takes epsilon
-            on VP and EDM paths and velocity on others. Where the frame has no finite clock (epsilon at pure noise,
-            denoised at t = 0) the step is made in the velocity frame.
+            on VP and EDM paths and velocity on others. Where the frame's clock has no end (epsilon at pure noise or
+            nearly, denoised at t = 0) the step is made in the velocity frame.
     """
 
     name = "rk4"
@@ -81,6 +81,7 @@ class RungeKutta4(Solver):
     def _prepare(self) -> None:
         chosen = choose_frame(self.frame, self.path)
         finite = np.isfinite(chosen.clock(self.path, self.times))
+        finite[0] &= chosen.name != "epsilon" or not near_noise(self.path, float(self.times[0]))
         evaluations, self._stages, owners = [], [], []
         for n, (t, t_next) in enumerate(zip(self.times[:-1].tolist(), self.times[1:].tolist(), strict=True)):
             frame = chosen if finite[n] and finite[n + 1] else FRAMES["velocity"]

@@ -6,7 +6,7 @@ from torch import Tensor
 from genflow.errors import InputError, check_choice
 from genflow.prediction import Prediction
 from genflow.solvers.base import combine
-from genflow.solvers.frames import FRAMES, choose_frame
+from genflow.solvers.frames import FRAMES, choose_frame, near_noise
 from genflow.solvers.sde_base import SDESolver, refresh_weights
 
 __all__ = ["SDEHeun"]
@@ -40,7 +40,7 @@ class SDEHeun(SDESolver):
         count = len(t)
         chosen = choose_frame(self.frame, path).name
         names = [chosen] * count
-        if chosen == "epsilon" and path.alpha(float(t[0])) == 0:
+        if chosen == "epsilon" and near_noise(path, float(t[0])):
             names[0] = "velocity"
         if t_next[-1] == 0:
             names[-1] = "denoised"
