@@ -19,7 +19,7 @@ FLOORS = [
     ["schedulers"],
     ["guidance"],
     ["sampling"],
-    ["bridges", "likelihood", "pipelines"],
+    ["bridges", "likelihood", "pipelines", "trajectory"],
     ["training"],
     ["distillation", "evaluate"],
     ["cli"],
