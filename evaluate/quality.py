@@ -154,7 +154,7 @@ def measure(
     samples: int = 1024,
     compared: int = 256,
     guidance_scale: float = 1.0,
-    solution: str = "heun",
+    solution: str = "ab:order=4",
     solution_steps: int = 1000,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
@@ -260,7 +260,7 @@ def main(
     samples: Annotated[int, typer.Option(help="Images a row for the Frechet distance.")] = 1024,
     compared: Annotated[int, typer.Option(help="Of those, how many are compared with the solution.")] = 256,
     guidance_scale: Annotated[float, typer.Option(help="CFG's; 1 is none.")] = 1.0,
-    solution: Annotated[str, typer.Option(help="Scheduler of the solution, with options.")] = "heun",
+    solution: Annotated[str, typer.Option(help="Scheduler of the solution, with options.")] = "ab:order=4",
     solution_steps: Annotated[int, typer.Option(help="Its steps.")] = 1000,
     model: Annotated[str, typer.Option(help="A pipeline of 28x28 grey images.")] = "fashion-mnist",
     file: Annotated[

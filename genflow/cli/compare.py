@@ -79,10 +79,11 @@ def compare(
         str,
         _option(
             "--reference",
-            "Scheduler of the long run from which distances are taken; none for no distances (default: heun).",
+            "Scheduler of the long run from which distances are taken; none for no distances (default: "
+            "ab:order=4, which takes one evaluation a step).",
             _JUDGE,
         ),
-    ] = "heun",
+    ] = "ab:order=4",
     reference_steps: Annotated[int, _option("--reference-steps", "Its steps (default: 1000).", _JUDGE)] = 1000,
     fd: Annotated[
         int, _option("--fd", "Also the Frechet distance of so many samples a cell, seeds from 0 (default: 0).", _JUDGE)

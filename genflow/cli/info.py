@@ -1,6 +1,7 @@
 """``genflow info``: what is installed, what this machine can do, what ships with genflow."""
 
 import importlib
+import inspect
 import json
 import os
 import platform
@@ -82,6 +83,29 @@ def _registry(module: str, name: str) -> Callable[[], list[str]]:
     return names
 
 
+def _schedulers() -> dict[str, Any]:
+    """Each short name's class, the options that the name sets, and all that ``--scheduler-option`` takes beside the
+    keys of every diffusers config."""
+    from genflow import schedulers
+    from genflow.schedulers.reading import FAMILY_KEYS
+
+    found = {}
+    for name, (kind, options) in sorted(schedulers.SCHEDULERS.items()):
+        known = inspect.signature(getattr(schedulers, kind).__init__).parameters
+        own = [key for key in known if key != "self" and key not in FAMILY_KEYS]
+        found[name] = {"class": kind, "sets": options, "options": own}
+    return found
+
+
+def _options(module: str, name: str) -> Callable[[], dict[str, list[str]]]:
+    def options() -> dict[str, list[str]]:
+        return {
+            key: list(kind.option_names) for key, kind in sorted(getattr(importlib.import_module(module), name).items())
+        }
+
+    return options
+
+
 def gather() -> dict[str, Any]:
     """Everything ``genflow info --json`` prints. A part that cannot be found out holds ``{"error": ...}``."""
     parts: dict[str, Callable[[], Any]] = {
@@ -90,9 +114,9 @@ def gather() -> dict[str, Any]:
         "dtype": _dtype,
         "models": _models,
         "recipes": _recipes,
-        "schedulers": _registry("genflow.schedulers", "SCHEDULERS"),
-        "solvers": _registry("genflow.solvers", "SOLVERS"),
-        "guidances": _registry("genflow.guidance", "GUIDANCES"),
+        "schedulers": _schedulers,
+        "solvers": _options("genflow.solvers", "SOLVERS"),
+        "guidances": _options("genflow.guidance", "GUIDANCES"),
         "optimizers": _registry("genflow.training", "OPTIMIZERS"),
     }
     report: dict[str, Any] = {
@@ -141,11 +165,14 @@ def info(
 ) -> None:
     """Show versions, device, number formats, what ships with genflow; find a broken torchvision.
 
+    With --json schedulers, solvers and guidances come with their options.
+
     Examples:
 
     \b
       genflow info
       genflow info --json | jq .dtype
+      genflow info --json | jq .schedulers.ghvb.options
     """
     warnings.filterwarnings("ignore", category=FutureWarning)
     report = gather()

@@ -27,7 +27,7 @@ def test_one_picture_and_one_table(genflow: Run, class_model: Path) -> None:
     schedulers = "euler,heun:shift=2,DPMSolverMultistepScheduler"
     status, out, err = genflow("compare", "--model", class_model, "--schedulers", schedulers, "--steps", "2,4", *QUICK)
     assert (status, err) == (0, "")
-    for words in ("heun:shift=2", "DPMSolverMultistep ", "distance: from heun in 8 steps", "0 everywhere:"):
+    for words in ("heun:shift=2", "DPMSolverMultistep ", "distance: from ab:order=4 in 8 steps", "0 everywhere:"):
         assert words in out
     assert max(map(len, out.splitlines())) <= 80
     found = cells()
@@ -50,7 +50,18 @@ def test_one_picture_and_one_table(genflow: Run, class_model: Path) -> None:
 def test_the_reference_is_at_no_distance_from_itself_and_is_kept(
     genflow: Run, class_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ("compare", "--model", class_model, "--schedulers", "heun,euler", "--steps", "8,5", *QUICK)
+    arguments = (
+        "compare",
+        "--model",
+        class_model,
+        "--schedulers",
+        "heun,euler",
+        "--steps",
+        "8,5",
+        "--reference",
+        "heun",
+        *QUICK,
+    )
     assert genflow(*arguments)[0] == 0
     found = cells()
     assert found["heun", "cfg 1.5", 8]["distance"] < 1e-6 < found["euler", "cfg 1.5", 8]["distance"]

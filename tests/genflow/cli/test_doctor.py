@@ -65,6 +65,10 @@ def test_info_reports_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [key for key, value in report.items() if isinstance(value, dict) and "error" in value]
     assert {"euler", "heun"} <= set(report["schedulers"]) & set(report["solvers"])
     assert "cfg" in report["guidances"]
+    assert report["schedulers"]["euler"]["sets"] == {"solver": "euler"}
+    assert "order" in report["schedulers"]["ghvb"]["options"]
+    assert "prediction_type" not in report["schedulers"]["ghvb"]["options"]  # of every scheduler
+    assert "scale" in report["guidances"]["cfg"]
     assert "adamw" in report["optimizers"]
     assert "fashion-mnist" in report["recipes"]
     assert report["dtype"]["generate"] == "float32"
