@@ -255,3 +255,20 @@ def test_a_model_keeps_its_noise():
     with pytest.raises(InputError, match="path: LinearPath.* has Gaussian noise; allowed .*: Student-t with D=16"):
         on_path(model, LinearPath())
     assert on_path(from_function(lambda x, t: x, EDMPath(), "sample"), PFGMPlusPlusPath("inf"))
+
+
+def test_an_ordinary_pipeline_is_handed_the_noise(tiny_pipelines):
+    """It multiplies its latents by init_noise_sigma and scales the network's input, as with any EDM scheduler."""
+    scheduler = PFGMPlusPlusScheduler(D=3)
+    tiny = tiny_pipelines.build("sd", scheduler=scheduler)
+    inputs = []
+    tiny.denoiser.register_forward_pre_hook(
+        lambda _, args, kwargs: inputs.append(args[0] if args else kwargs["sample"]), with_kwargs=True
+    )
+    size = tiny.denoiser.config.sample_size
+    normal = torch.randn(1, 4, size, size)
+    generator = torch.Generator().manual_seed(4)
+    height = size * tiny.pipe.vae_scale_factor
+    tiny.run(scale=1.0, latents=scheduler.path.noise(normal, generator), height=height, width=height)
+    start = scheduler.prior(normal, torch.Generator().manual_seed(4))
+    torch.testing.assert_close(inputs[0][:1], start / math.sqrt(80**2 + 0.5**2))
