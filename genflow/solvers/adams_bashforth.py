@@ -14,8 +14,8 @@ class AdamsBashforth(Multistep):
 
     Args:
         order: number of slopes, 1 to 5; 2 by default.
-        frame: ``epsilon``, ``velocity``, ``denoised`` (see :mod:`genflow.solvers.frames`) or ``auto``: epsilon on VP
-            and EDM paths, velocity on others.
+        frame: ``epsilon``, ``velocity``, ``denoised`` (see :mod:`genflow.solvers.frames`); ``auto`` is velocity, the
+            best at few steps where it was measured.
         coefficients: ``published``, those of a uniform grid, which on others give second order at most; or
             ``matched``, which keep the order on any grid.
         startup: ``multistep``, ``heun`` or ``rk4``; see :class:`~genflow.solvers.multistep.Multistep`. The first caps

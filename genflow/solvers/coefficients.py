@@ -10,7 +10,7 @@ from math import comb
 
 import numpy as np
 
-__all__ = ["ADAMS", "decay_moments", "expand_tail", "matched", "midpoint", "published", "step_moments"]
+__all__ = ["ADAMS", "decay_moments", "matched", "midpoint", "published", "step_moments"]
 
 ADAMS = (1.0, 1 / 2, 5 / 12, 3 / 8, 251 / 720)
 """Weights of the backward differences in Adams-Bashforth's rule on a uniform grid; the orders 1 to 5."""
@@ -108,15 +108,3 @@ def midpoint(nodes: np.ndarray, step: float, moments: np.ndarray) -> np.ndarray:
     second = (first - older) * step / (nodes[0] - nodes[2])
     slope = first + second * (nodes[0] - nodes[1]) / step
     return weights + moments[1] * slope + moments[2] / 2 * second
-
-
-def expand_tail(weights: np.ndarray, beta: float, entries: int) -> np.ndarray:
-    """The same rule on a longer history: its tail written out as newer slopes and the tail of ``entries``."""
-    extra = entries - len(weights)
-    if extra == 0:
-        return weights
-    if beta == 1:
-        return np.append(weights, np.zeros(extra))
-    decay = (1 - beta) ** np.arange(extra + 1)
-    shares = decay * np.append(np.full(extra, beta), 1.0)
-    return np.append(weights[:-1], weights[-1] * shares)

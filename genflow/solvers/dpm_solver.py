@@ -1,9 +1,6 @@
 """DPM-Solver++'s multistep rules."""
 
-import numpy as np
-
 from genflow.errors import check_number
-from genflow.solvers.coefficients import midpoint
 from genflow.solvers.multistep import Multistep
 
 __all__ = ["DPMSolverPP"]
@@ -12,7 +9,8 @@ __all__ = ["DPMSolverPP"]
 class DPMSolverPP(Multistep):
     """DPM-Solver++ 2M and 3M (Lu et al. 2022, arXiv 2211.01095), one evaluation a step, in the denoised frame.
 
-    x0 is a polynomial in log(alpha/sigma) and the exponential factor is integrated exactly.
+    x0 is a polynomial in log(alpha/sigma) and the exponential factor is integrated exactly. A last step to ``t = 0``
+    is first order; with fewer than 15 steps the last one always is, and the one before it second, as in diffusers.
 
     Args:
         order: 2 (default) or 3.
@@ -26,12 +24,9 @@ class DPMSolverPP(Multistep):
     """
 
     name = "dpm++"
+    rule = "dpm++"
     option_names = ("order", "coefficients", "startup")
 
     def __init__(self, order: int = 2, coefficients: str = "published", startup: str = "multistep") -> None:
         super().__init__("denoised", coefficients, startup)
         self.order = self.depth = int(check_number("order", order, at_least=2, at_most=3, integer=True))
-
-    def published(self, nodes: np.ndarray, step: float, moments: np.ndarray) -> np.ndarray:
-        """See :class:`Multistep`."""
-        return midpoint(nodes, step, moments)

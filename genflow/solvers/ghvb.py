@@ -17,8 +17,8 @@ class GHVB(Multistep):
 
     Args:
         order: a real number in (0, 5].
-        frame: ``epsilon``, ``velocity``, ``denoised`` (see :mod:`genflow.solvers.frames`) or ``auto``: epsilon on VP
-            and EDM paths, velocity on others.
+        frame: ``epsilon``, ``velocity``, ``denoised`` (see :mod:`genflow.solvers.frames`); ``auto`` is velocity, the
+            best at few steps where it was measured.
         coefficients: ``published``, the paper's, for uniform grids and a momentum that has settled (second order at
             most otherwise); or ``matched``, of order k on any grid and from the first step.
         startup: ``multistep``, ``heun`` or ``rk4``; see :class:`~genflow.solvers.multistep.Multistep`.

@@ -1,9 +1,6 @@
 """Polyak's Heavy Ball (HB) momentum around a multistep rule."""
 
-import numpy as np
-
 from genflow.errors import InputError, check_choice, check_number
-from genflow.solvers.coefficients import midpoint
 from genflow.solvers.multistep import Multistep
 
 __all__ = ["AROUND", "HB"]
@@ -25,7 +22,7 @@ class HB(Multistep):
         beta: the weight of the new slope, in (0, 1]; 1 is no momentum. The paper uses 0.8 and 0.9 (its default here).
         around: ``ab`` or ``dpm++``. Around the latter the first-order steps leave the momentum alone, as published.
         variant: ``heavy-ball``, or ``nesterov``, which steps with ``(1 - beta) v_n + beta s_n``.
-        frame: as for Adams-Bashforth; ``dpm++`` has the denoised frame only.
+        frame: as for Adams-Bashforth; ``dpm++`` has the denoised frame alone, and ``auto`` is that.
         coefficients: ``published`` or ``matched``, of the rule inside.
         startup: ``multistep``, ``heun`` or ``rk4``; see :class:`~genflow.solvers.multistep.Multistep`.
 
@@ -52,15 +49,8 @@ class HB(Multistep):
         self.beta = self.output_beta = check_number("beta", beta, above=0, at_most=1)
         self.variant = check_choice("variant", variant, VARIANTS)
         self.nesterov = variant == "nesterov"
-        self.around = around
+        self.around = self.rule = around
         if around == "dpm++":
             if frame not in ("auto", "denoised"):
                 raise InputError(f"frame: {frame!r} with around='dpm++'; allowed: denoised or auto")
-            self.frame = "denoised"
             self.least_momentum = 2
-
-    def published(self, nodes: np.ndarray, step: float, moments: np.ndarray) -> np.ndarray:
-        """See :class:`Multistep`."""
-        if self.around == "dpm++":
-            return midpoint(nodes, step, moments)
-        return super().published(nodes, step, moments)

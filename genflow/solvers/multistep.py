@@ -20,7 +20,7 @@ from genflow.errors import check_choice
 from genflow.prediction import Prediction
 from genflow.solvers import coefficients as rules
 from genflow.solvers.base import Solver, combine
-from genflow.solvers.frames import FRAMES, choose_frame
+from genflow.solvers.frames import FRAMES, Frame
 from genflow.solvers.runge_kutta import HEUN2, RK4, Stage, advance_stage, stages
 
 __all__ = ["COEFFICIENTS", "STARTUPS", "Multistep", "Row"]
@@ -41,10 +41,16 @@ class Row(NamedTuple):
 class Multistep(Solver):
     """The kernel. Subclasses say the depth, the momentum and the published weights.
 
-    One evaluation a step, but for the steps of a Runge-Kutta start. Before the history is long enough a rule of lower
-    order stands in. From pure noise, where the clock is infinite, and to ``t = 0`` the step is first order (DDIM); it
-    is the same in every frame and ends in the predicted data itself. An evaluation out of turn, such as the first of
-    an image-to-image run, starts a new history there.
+    One evaluation a step, but for the steps of a Runge-Kutta start. While the history is short a rule of lower order
+    stands in. Two steps may be outside a frame's clock, and are first order (the same step in every frame): from pure
+    noise, where the epsilon and the denoised frame have none, and to ``t = 0`` in the denoised frame, which gives the
+    predicted data itself. To ``t = 0`` the other frames keep their order: measured on analytic data and on the
+    shipped model it was closer to the ODE's solution than a first-order end nearly everywhere. A slope at pure noise
+    has no place on such a clock, so that matched coefficients leave it out; published ones, which know no clock, count
+    it.
+
+    An evaluation out of turn, such as the first of an image-to-image run, starts a new history there. Beginning inside
+    a Runge-Kutta step goes on by first-order steps to its end.
 
     Args:
         frame: ``epsilon``, ``velocity`` or ``denoised`` (see :mod:`genflow.solvers.frames`), or ``auto``.
@@ -56,73 +62,59 @@ class Multistep(Solver):
     option_names: tuple[str, ...] = ("frame", "coefficients", "startup")
 
     depth: int
+    rule: str = "ab"  # whose published weights: ab or dpm++
     history_beta: float = 1.0  # momentum before the combination
     output_beta: float = 1.0  # and after it
     nesterov: bool = False
-    least_momentum: int = 1  # steps of a lower order than this leave the momentum after the combination alone
-    final_lower = True
-    keep_noise = False
-    tail_lower = False
+    least_momentum: int = 1  # steps of fewer slopes than this leave the momentum after the combination alone
 
     def __init__(self, frame: str, coefficients: str, startup: str) -> None:
         self.frame = check_choice("frame", frame, ("auto", *FRAMES))
         self.coefficients = check_choice("coefficients", coefficients, COEFFICIENTS)
         self.startup = check_choice("startup", startup, STARTUPS)
 
-    def published(self, nodes: np.ndarray, step: float, moments: np.ndarray) -> np.ndarray:
-        """The published weights for slopes at ``nodes``, newest first; a rule for uniform grids ignores where."""
-        return rules.published(len(nodes), self.history_beta)
-
     def _prepare(self) -> None:
-        path, times = self.path, self.times
-        frame = choose_frame(self.frame, path)
-        start, end = times[:-1], times[1:]
+        auto = "denoised" if self.rule == "dpm++" else "velocity"
+        frame = FRAMES[auto if self.frame == "auto" else self.frame]
         with np.errstate(divide="ignore"):
-            clock = frame.clock(path, times)
+            clock = frame.clock(self.path, self.times)
             self._nodes = np.log(clock) if frame.name == "denoised" else clock
-        self._kind, self._log = frame.kind, frame.name == "denoised"
-        self._weights = frame.weights(path, start, end)
-        self._first = 0 if np.isfinite(self._nodes[0]) else 1  # the first slope with a place on the clock
-        self._orders = self._limit_orders(len(start))
-        self._plan(frame, start.tolist(), end.tolist())
-        self._tables: dict[int, list[Row]] = {}
-        self._tails = None
+        self._log = frame.name == "denoised"
+        self._kind = frame.kind
+        self._weights = frame.weights(self.path, self.times[:-1], self.times[1:])
+        self._first = int(not np.isfinite(self._nodes[0]))  # the first step that the clock knows
+        self._counted = 0 if self.coefficients == "published" else self._first  # the first slope in the history
+        self._tails: np.ndarray | None = None
         if self.coefficients == "matched" and self.history_beta < 1:
             self._tails = rules.decay_moments(self._nodes[self._first : -1], self.history_beta, self.depth)
+        self._plan(frame)
+        self._tables: dict[int, list[Row]] = {}
         self._restart(0)
 
-    def _limit_orders(self, steps: int) -> np.ndarray:
-        """The highest order of every step."""
-        orders = np.full(steps, self.depth)
-        if self.tail_lower:
-            orders = np.minimum(orders, np.arange(steps, 0, -1))
-        if self.times[-1] == 0 and (self._log or self.final_lower):
-            orders[-1] = 0  # the slope itself, without momentum
-        return orders
-
-    def _plan(self, frame, start, end) -> None:
+    def _plan(self, frame: Frame) -> None:
         """Where the network is asked, and the stages of a Runge-Kutta start."""
         tableau = STARTUPS[self.startup]
         self._stages: dict[int, list[Stage]] = {}
         evaluations, owners, self._opens = [], [], []
-        for n, (t, t_next) in enumerate(zip(start, end, strict=True)):
-            times = [t]
+        for n, (t, t_next) in enumerate(zip(self.times[:-1].tolist(), self.times[1:].tolist(), strict=True)):
+            asked = np.array([t])
             if tableau and n < self._first + self.depth - 1 and t_next > 0:
-                times, self._stages[n] = stages(
-                    tableau, FRAMES["velocity"] if n < self._first else frame, self.path, t, t_next
-                )
+                on_clock = frame if n >= self._first else FRAMES["velocity"]
+                asked, self._stages[n] = stages(tableau, on_clock, self.path, t, t_next)
             self._opens.append(len(evaluations))
-            evaluations.extend(times)
-            owners.extend([n] * len(times))
+            evaluations.extend(asked)
+            owners.extend([n] * len(asked))
         self.evaluations, self.step_of = np.array(evaluations), np.array(owners)
+        self._owners = owners
 
     def _restart(self, i: int) -> None:
-        """Forget everything; evaluation ``i`` comes next."""
+        """Forget everything; evaluation ``i`` comes next. The first run from there makes its scalars."""
         self._expected = i
         self._history: list[Tensor] = []
         self._momentum: Tensor | None = None
-        self._slopes: list[Tensor] | None = None
-        n = int(self.step_of[i])
+        self._begun: Tensor | None = None  # the state at which a Runge-Kutta step began, and its slopes
+        self._slopes: list[Tensor] = []
+        n = self._owners[i]
         begin = n if self._opens[n] == i else n + 1
         if begin not in self._tables:
             self._tables[begin] = [self._row(m, begin) for m in range(begin, len(self.times) - 1)]
@@ -130,51 +122,60 @@ class Multistep(Solver):
 
     def _row(self, n: int, begin: int) -> Row:
         """The scalars of step ``n`` in a run that began with step ``begin``."""
-        first = max(begin, 0 if self.keep_noise else self._first)
-        order = min(self.depth, n - first + 1, int(self._orders[n]))
         if n < self._first:
             frame = FRAMES["denoised" if self._log else "velocity"]
             a, b = frame.weights(self.path, self.times[n], self.times[n + 1])
             return Row(float(a), float(b), None, frame.kind)
         a, b = (float(w[n]) for w in self._weights)
-        if order < 1:
+        if not np.isfinite(self._nodes[n + 1]):
             return Row(a, b, None, self._kind)
-        entries = min(self.depth, n - first + 1)
-        nodes = self._nodes[n::-1][:order]
+        first = max(begin, self._counted)
+        count = min(self.depth, self._highest(n), n - first + 1)
+        nodes = self._nodes[n - count + 1 : n + 1][::-1]
         step = float(self._nodes[n + 1] - self._nodes[n])
-        moments = rules.step_moments(max(order, 3), step if self._log else 0.0)
-        if self.coefficients == "published":
-            weights = self.published(nodes, step, moments)
+        moments = rules.step_moments(max(count, 3), step if self._log else 0.0)
+        if self.coefficients == "matched":
+            weights = rules.matched(nodes, self._tail(n - count + 1, first, count), step, moments[:count])
+        elif self.rule == "dpm++":
+            weights = rules.midpoint(nodes, step, moments)
         else:
-            weights = rules.matched(nodes, self._tail(n - order + 1, first, order), step, moments[:order])
-        weights = rules.expand_tail(weights, self.history_beta, entries)
+            weights = rules.published(count, self.history_beta)
         return Row(a, b, tuple(weights.tolist()), self._kind)
 
-    def _tail(self, m: int, first: int, order: int) -> np.ndarray:
+    def _highest(self, n: int) -> int:
+        """The order that step ``n`` may have; DPM-Solver++ with fewer than 15 steps falls to 1 towards the end."""
+        steps = len(self.times) - 1
+        return steps - n if self.rule == "dpm++" and steps < 15 else self.depth
+
+    def _tail(self, m: int, first: int, count: int) -> np.ndarray:
+        """Moments of the history's last entry, a mean that ends with step ``m`` and began with step ``first``."""
         if self._tails is None:
-            return np.eye(order)[0]
+            return np.eye(count)[0]
         if first == self._first:
-            return self._tails[m - first, :order]
-        return rules.decay_moments(self._nodes[first : m + 1], self.history_beta, order)[-1]
+            return self._tails[m - first, :count]
+        return rules.decay_moments(self._nodes[first : m + 1], self.history_beta, count)[-1]
 
     def _step(self, x: Tensor, prediction: Prediction, i: int, noise: Tensor | None) -> Tensor:
         if i != self._expected:
             self._restart(i)
         self._expected = i + 1
-        n = int(self.step_of[i])
+        n = self._owners[i]
         stage = i - self._opens[n]
-        if stage == 0 and (n >= self._first or self.keep_noise):
+        if stage == 0 and n >= self._counted:
             self._remember(prediction.to(self._kind))
         if n not in self._stages:
             return self._advance(x, prediction, self._rows[n - self._begin])
         if stage == 0:
-            self._x, self._slopes = x, []
-        if self._slopes is None:  # begun inside a start-up step
+            self._begun, self._slopes = x, []
+        if self._begun is None:
             a, b = FRAMES["denoised"].weights(self.path, self.evaluations[i], self.evaluations[i + 1])
             return combine(float(a), x, float(b), prediction.x0)
         plan = self._stages[n][stage]
         self._slopes.append(prediction.to(plan.kind))
-        return advance_stage(plan, self._x, self._slopes)
+        result = advance_stage(plan, self._begun, self._slopes)
+        if stage + 1 == len(self._stages[n]):
+            self._begun, self._slopes = None, []
+        return result
 
     def _remember(self, slope: Tensor) -> None:
         history = self._history
@@ -186,10 +187,9 @@ class Multistep(Solver):
     def _advance(self, x: Tensor, prediction: Prediction, row: Row) -> Tensor:
         if row.weights is None:
             return combine(row.a, x, row.b, prediction.to(row.kind))
-        order = len(row.weights)
-        if self.output_beta == 1 or order < self.least_momentum:
-            return _sum(row.a, x, [row.b * weight for weight in row.weights], self._history)
-        slope = _sum(0.0, x, row.weights, self._history)
+        if self.output_beta == 1 or len(row.weights) < self.least_momentum:
+            return _sum(row.a, x, [row.b * weight for weight in row.weights], self._history[: len(row.weights)])
+        slope = _sum(0.0, x, row.weights, self._history[: len(row.weights)])
         if self._momentum is None:
             self._momentum = slope
         else:
