@@ -25,10 +25,13 @@ def check_guidable(pipe: Any) -> Layout:
         raise InputError(f"guide: got {cls.__name__}; allowed: a diffusers pipeline with a scheduler")
     layout = layout_of(cls)
     if hasattr(pipe, "guider"):
-        raise InputError(f"guide: {cls.__name__} cannot be served: it takes a guider component")
+        raise InputError(f"guide: {cls.__name__} cannot be served: it takes a guider component (PathGuider is one)")
     scale_argument(cls)
     networks_of(pipe)
-    family_of(pipe.scheduler)
+    try:
+        family_of(pipe.scheduler)
+    except InputError as error:
+        raise InputError(f"guide: {type(pipe.scheduler).__name__} of this {cls.__name__}: {error}") from None
     return layout
 
 

@@ -53,6 +53,7 @@ class RunClock:
         own = getattr(scheduler, "times", None)
         timesteps = scheduler.timesteps.detach().to("cpu", torch.float64).numpy()  # one copy a run
         self.times = np.asarray(family.time(timesteps) if own is None else own, dtype=np.float64)
+        family.path.remember(self.times)
         steps = steps_of(scheduler)
         self.index = self._first(scheduler, timesteps, family.num_train_timesteps, timestep)
         self.steps = steps - steps[self.index]
