@@ -100,8 +100,9 @@ class APG(Guidance):
             weight = weight * (limit / norm).clamp(max=1).reshape(column)  # a norm of 0: infinity, clamped to 1
         keep: Any = 1.0  # of cond: what it loses is the parallel part of the update
         if self.eta != 1:
-            square = torch.linalg.vecdot(base, base)
-            along = torch.linalg.vecdot(flat, base) / square.clamp(min=torch.finfo(square.dtype).tiny)
+            # sums, not matrix products, which an accelerator may round to TF32
+            square = torch.linalg.vector_norm(base, dim=1).square()
+            along = (flat * base).sum(dim=1) / square.clamp(min=torch.finfo(square.dtype).tiny)
             keep = 1 - weight * ((1 - self.eta) * along.reshape(column))
         if isinstance(weight, Tensor):
             return (cond * keep).addcmul_(update, weight)
