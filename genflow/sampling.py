@@ -143,7 +143,7 @@ def sample(
 
     Args:
         model: any path model; see :func:`genflow.models.on_path` to sample on a path that is not its own.
-        x: the initial state; from pure noise ``path.prior_std * randn(...)``.
+        x: the initial state; from pure noise ``path.prior_std * path.noise(randn(...), generators)``.
         times: falling times, see :func:`time_grid`.
         solver: a solver or its name.
         guidance: a guidance rule; None calls the model as it is.
