@@ -104,7 +104,7 @@ def test_batch_size_below_one(genflow: Run, class_model: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "says"),
     [
-        ("--scheduler", "hoin", "did you mean 'heun'"),
+        ("--scheduler", "huen", "did you mean 'heun'"),
         ("--scheduler-option", "shfit=2", "did you mean 'shift'"),
         ("--guidance", "cgf", "did you mean 'cfg'"),
         ("--guidance-option", "intervall=[0,1]", "did you mean 'interval'"),
@@ -126,8 +126,8 @@ def test_bad_options(genflow: Run, class_model: Path, option: str, value: str, s
 
 def test_text_model_without_a_prompt(genflow: Run, text_model: Path) -> None:
     refused(genflow("generate", "--model", text_model), "--prompt: this model makes images from text")
-    result = genflow("generate", "--model", text_model, "--prompt", "a", "--guidance-option", "interval=[0,1]")
-    refused(result, "guides by itself")
+    result = genflow("generate", "--model", text_model, "--prompt", "a", "--guidance-option", "intervall=[0,1]")
+    refused(result, "did you mean 'interval'")
 
 
 def test_guiding_what_has_no_classes(genflow: Run, plain_model: Path) -> None:
