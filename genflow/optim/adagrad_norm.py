@@ -8,6 +8,7 @@ from torch.optim.optimizer import ParamsT
 
 from genflow.errors import check_choice, check_number
 from genflow.optim.base import Collected, OptimizerBase
+from genflow.optim.execution import state_dtype
 from genflow.optim.options import Flags
 from genflow.optim.scalars import Scalar, Scalars
 
@@ -61,9 +62,10 @@ class AdaGradNorm(OptimizerBase):
         for part in collected:
             decay = part.group["weight_decay"]
             for param, grad in zip(part.params, part.grads, strict=True):
+                grad = grad.to(state_dtype(param))
                 if decay:
                     grad = grad.add(param, alpha=-decay if part.group["maximize"] else decay)
-                norm = torch.linalg.vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32))
+                norm = torch.linalg.vector_norm(grad)
                 state = self.state[param]
                 # out of place: with differentiable=True the sum of the last step is in the graph
                 state["sum_sq"] = state["sum_sq"] + norm.to(state["sum_sq"].dtype).square()
@@ -92,7 +94,7 @@ class AdaGradNorm(OptimizerBase):
         if weight_decay:
             grad = grad.add(param, alpha=weight_decay)
         seen = total if scope == "model" else sum_sq
-        param.add_(grad * (step_size / (seen + b0**2).sqrt()))
+        param.add_(grad * (step_size / (seen + b0**2).sqrt()).to(grad.dtype))
 
     @staticmethod
     def many(
@@ -112,5 +114,5 @@ class AdaGradNorm(OptimizerBase):
         if scope == "model":
             factors = step_size / (total + b0**2).sqrt()
         else:
-            factors = [step_size / (each + b0**2).sqrt() for each in sum_sq]
+            factors = [(step_size / (each + b0**2).sqrt()).to(params[0].dtype) for each in sum_sq]
         torch._foreach_add_(params, torch._foreach_mul(grads, factors))

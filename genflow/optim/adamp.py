@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 from genflow.errors import check_number
 from genflow.optim.base import OptimizerBase
 from genflow.optim.options import Flags, check_betas
-from genflow.optim.projection import decay_, decay_many_, is_projected, project_, warn_if_flat
+from genflow.optim.projection import decay_, decay_many_, is_projected, project, warn_if_flat
 from genflow.optim.scalars import Scalar, Scalars, add_scaled_, many_add_scaled_, sqrt
 
 __all__ = ["AdamP"]
@@ -20,7 +20,7 @@ class AdamP(OptimizerBase):
     r"""AdamW that drops the update's part along scale-invariant weights.
 
     A weight followed by a normalization does not change the loss along itself; momentum steps still let it grow,
-    which shrinks the effective step. Where the weights look so (see :func:`genflow.optim.projection.project_`), the
+    which shrinks the effective step. Where the weights look so (see :func:`genflow.optim.projection.project`), the
     Adam update :math:`u` becomes :math:`u - w (w \cdot u) / \|w\|^2`, by row or at once, and the decay is multiplied
     by ``wd_ratio``. On other weights, and on vectors, it is AdamW.
 
@@ -109,7 +109,7 @@ class AdamP(OptimizerBase):
         update = momentum / (exp_avg_sq.sqrt() / root_correction + eps)
         ratio = None
         if is_projected(param, complex_view):
-            ratio = project_(param, grad, update, delta=delta, wd_ratio=wd_ratio, eps=eps)
+            update, ratio = project(param, grad, update, delta=delta, wd_ratio=wd_ratio, eps=eps)
         if weight_decay:
             decay_(param, ratio, shrink)
         add_scaled_(param, update, step_size)
@@ -141,13 +141,13 @@ class AdamP(OptimizerBase):
         torch._foreach_div_(denominators, root_correction)
         torch._foreach_add_(denominators, eps)
         momenta = torch._foreach_lerp(exp_avg, grads, 1 - beta1) if nesterov else exp_avg
-        updates = torch._foreach_div(momenta, denominators)
-        ratios = [
-            project_(param, grad, update, delta=delta, wd_ratio=wd_ratio, eps=eps)
-            if is_projected(param, complex_view)
-            else None
-            for param, grad, update in zip(params, grads, updates, strict=True)
-        ]
+        updates = list(torch._foreach_div(momenta, denominators))
+        ratios: list[Tensor | None] = [None] * len(params)
+        for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
+            if is_projected(param, complex_view):
+                updates[index], ratios[index] = project(
+                    param, grad, updates[index], delta=delta, wd_ratio=wd_ratio, eps=eps
+                )
         if weight_decay:
             decay_many_(params, ratios, shrink)
         many_add_scaled_(params, updates, step_size)

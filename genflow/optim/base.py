@@ -270,10 +270,10 @@ class OptimizerBase(Optimizer):
             lr = lr.squeeze()
         flags = group["maximize"], group["stochastic_rounding"]
         for alike, their_grads in self._batches(part):
-            device = alike[0].device
+            device, wide = alike[0].device, state_dtype(alike[0]).to_real()
             constants = self._constants(group, alike[0].dtype)
             for params, grads, t in self._by_count(group, alike, their_grads):
-                scalars = {key: _near(value, device) for key, value in self._scalars(group, lr, t).items()}
+                scalars = {key: _like(value, wide, device) for key, value in self._scalars(group, lr, t).items()}
                 if self._use_many(group, params[0]):
                     columns = {k: v.unbind() if isinstance(v, Tensor) and v.ndim else v for k, v in scalars.items()}
                     states = [self.state[param] for param in params]
@@ -338,7 +338,7 @@ class OptimizerBase(Optimizer):
         """:func:`run_many`, compiled if the group says so; one graph for each kind of batch."""
         if not part.group["compile"] or torch.compiler.is_compiling():
             return run_many
-        wide = torch.float32 if params[0].device.type in ("mps", "xpu") else torch.float64
+        wide = state_dtype(params[0]).to_real()
         for key, value in columns.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 columns[key] = torch.tensor(value, dtype=wide)  # a number would be a guard: one compilation a step
@@ -355,10 +355,11 @@ def _name(index: int, group: dict[str, Any], position: int) -> str:
     return f"parameter {position} of group {index} with shape {tuple(group['params'][position].shape)}"
 
 
-def _near(value: Scalar, device: torch.device) -> Scalar:
-    """A scalar that operations on ``device`` accept; those on the CPU they do, wherever they run."""
-    far = isinstance(value, Tensor) and value.device != device and value.device.type != "cpu"
-    return value.to(device) if far else value
+def _like(value: Scalar, dtype: torch.dtype, device: torch.device) -> Scalar:
+    """A scalar tensor that widens no result and that operations on ``device`` accept: those on the CPU they do."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(dtype) if value.device.type == "cpu" else value.to(device, dtype)
 
 
 def _fresh(function: Callable[..., None]) -> Callable[..., None]:

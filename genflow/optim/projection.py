@@ -8,7 +8,7 @@ from torch import Tensor
 
 from genflow.optim.scalars import Scalar, Scalars
 
-__all__ = ["decay_", "decay_many_", "is_projected", "project_", "warn_if_flat"]
+__all__ = ["decay_", "decay_many_", "is_projected", "project", "warn_if_flat"]
 
 
 def is_projected(param: Tensor, complex_view: bool) -> bool:
@@ -16,15 +16,19 @@ def is_projected(param: Tensor, complex_view: bool) -> bool:
     return param.ndim - complex_view > 1
 
 
-def project_(param: Tensor, grad: Tensor, update: Tensor, *, delta: float, wd_ratio: float, eps: float) -> Tensor:
-    """Take from ``update``, in place, its part along the weights where these look scale invariant.
+def project(
+    param: Tensor, grad: Tensor, update: Tensor, *, delta: float, wd_ratio: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """``update`` without its part along the weights, where these look scale invariant.
 
     They do where gradient and weights are nearly orthogonal: every row's (output channel's) |cosine| below
     ``delta / sqrt(row length)``, else the whole tensor's below ``delta / sqrt(entries)``. No value is read back.
 
     Returns:
-        What multiplies the weight decay: ``wd_ratio`` if projected, else 1; no dimensions.
+        The update, and what multiplies the weight decay: ``wd_ratio`` if projected, else 1; no dimensions.
     """
+    if torch.is_grad_enabled():
+        param = param.clone()  # it will change in place, and autograd needs this one
     inner = tuple(range(1, param.ndim))
     dot = (grad * param).sum(inner, keepdim=True)
     grad_square = grad.square().sum(inner, keepdim=True)
@@ -38,8 +42,9 @@ def project_(param: Tensor, grad: Tensor, update: Tensor, *, delta: float, wd_ra
     whole = cosine(dot.sum(), grad_square.sum(), square.sum()) < delta / math.sqrt(param.numel())
     by_row = along / (square.sqrt() + eps).square()
     at_once = along.sum() / (square.sum().sqrt() + eps).square()
-    update.sub_(param * torch.where(rows, by_row, torch.where(whole, at_once, 0)))
-    return torch.where(rows | whole, wd_ratio, torch.ones_like(at_once))
+    coefficient = torch.where(rows, by_row, torch.where(whole, at_once, 0))
+    ratio = torch.where(rows | whole, wd_ratio, torch.ones_like(at_once))
+    return torch.addcmul(update, param, coefficient, value=-1), ratio
 
 
 def decay_(param: Tensor, ratio: Tensor | None, shrink: Scalar) -> None:
@@ -47,7 +52,8 @@ def decay_(param: Tensor, ratio: Tensor | None, shrink: Scalar) -> None:
     if ratio is None:
         param.mul_(1 - shrink)
     else:
-        param.sub_(param * (shrink * ratio))
+        weights = param.clone() if torch.is_grad_enabled() else param
+        param.sub_(weights * (shrink * ratio))
 
 
 def decay_many_(params: list[Tensor], ratios: list[Tensor | None], shrink: Scalars) -> None:

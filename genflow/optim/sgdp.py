@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 from genflow.errors import check_number
 from genflow.optim.base import OptimizerBase
 from genflow.optim.options import Flags
-from genflow.optim.projection import decay_, decay_many_, is_projected, project_, warn_if_flat
+from genflow.optim.projection import decay_, decay_many_, is_projected, project, warn_if_flat
 from genflow.optim.scalars import Scalar, Scalars, add_scaled_, many_add_scaled_
 
 __all__ = ["SGDP"]
@@ -102,7 +102,7 @@ class SGDP(OptimizerBase):
         update = grad.add(momentum_buffer, alpha=momentum) if nesterov else momentum_buffer.clone()
         ratio = None
         if is_projected(param, complex_view):
-            ratio = project_(param, grad, update, delta=delta, wd_ratio=wd_ratio, eps=eps)
+            update, ratio = project(param, grad, update, delta=delta, wd_ratio=wd_ratio, eps=eps)
         if weight_decay:
             decay_(param, ratio, shrink)
         add_scaled_(param, update, step_size)
@@ -128,15 +128,15 @@ class SGDP(OptimizerBase):
         torch._foreach_mul_(momentum_buffer, momentum)
         torch._foreach_add_(momentum_buffer, grads, alpha=1 - dampening)
         if nesterov:
-            updates = torch._foreach_add(grads, momentum_buffer, alpha=momentum)
+            updates = list(torch._foreach_add(grads, momentum_buffer, alpha=momentum))
         else:
             updates = [buffer.clone() for buffer in momentum_buffer]
-        ratios = [
-            project_(param, grad, update, delta=delta, wd_ratio=wd_ratio, eps=eps)
-            if is_projected(param, complex_view)
-            else None
-            for param, grad, update in zip(params, grads, updates, strict=True)
-        ]
+        ratios: list[Tensor | None] = [None] * len(params)
+        for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
+            if is_projected(param, complex_view):
+                updates[index], ratios[index] = project(
+                    param, grad, updates[index], delta=delta, wd_ratio=wd_ratio, eps=eps
+                )
         if weight_decay:
             decay_many_(params, ratios, shrink)
         many_add_scaled_(params, updates, step_size)

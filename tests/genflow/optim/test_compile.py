@@ -1,0 +1,66 @@
+"""``torch.compile``: our ``compile=True`` and a caller's own, against the eager step."""
+
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from genflow.optim import SGDP, AdaBelief, AdaGradNorm, AdamP, Adan, DiffGrad, Lion, LionK, StableSPAM
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler"),
+]
+CASES: list[tuple[type, dict[str, Any]]] = [
+    (AdaBelief, {}),
+    (Adan, {"max_grad_norm": 0.5}),
+    (AdamP, {}),
+    (SGDP, {"momentum": 0.9}),
+    (DiffGrad, {}),
+    (Lion, {}),
+    (LionK, {"kappa": {"name": "l2", "dim": -1}}),
+    (StableSPAM, {"gap": 3}),
+    (AdaGradNorm, {}),
+]
+
+
+def run(
+    cls: type, options: dict[str, Any], own: bool = False, dtype: torch.dtype = torch.float32
+) -> list[torch.Tensor]:
+    params = [nn.Parameter(torch.linspace(-1, 1, n).view(shape).to(dtype)) for n, shape in ((12, (4, 3)), (3, (3,)))]
+    optimizer = cls(params, lr=0.01, weight_decay=0.1, **options)
+    step = torch.compile(optimizer.step) if own else optimizer.step
+    for t in range(8):
+        if not own:
+            optimizer.param_groups[0]["lr"] = 0.01 * (t + 1)  # schedules must not recompile
+        for p in params:
+            p.grad = torch.sin(torch.arange(p.numel()) + t).view(p.shape).to(p.dtype)
+        step()
+    return [p.detach() for p in params]
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "dtype"),
+    [*((*case, torch.float32) for case in CASES), (Lion, {}, torch.bfloat16)],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_compiled_is_eager_with_one_graph(cls: type, options: dict[str, Any], dtype: torch.dtype) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = run(cls, {"compile": True, **options}, dtype=dtype)
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 1
+    for a, b in zip(compiled, run(cls, options, dtype=dtype), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5 if dtype == torch.float32 else 8e-3, atol=1e-6)
+
+
+def test_a_callers_own_compilation_of_the_step_makes_one_graph_and_one_for_the_first_step() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = run(AdaBelief, {}, own=True)
+    assert counters["stats"]["unique_graphs"] == 2
+    for a, b in zip(compiled, run(AdaBelief, {}), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
