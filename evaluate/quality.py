@@ -44,7 +44,20 @@ from genflow.schedulers import PathScheduler, count_evaluations, create_schedule
 __all__ = ["COUNTS", "OURS", "PEERS", "Protocol", "measure"]
 
 COUNTS = (4, 6, 8, 10, 15, 20)
-OURS = ("euler", "heun")
+OURS = (
+    "euler",
+    "heun",
+    "rk4",
+    "ab:order=2",
+    "ab:order=3",
+    "ab:order=4",
+    "dpm++",
+    "hb",
+    "ghvb:order=1.8",
+    "ghvb:order=2.7",
+    "ghvb:order=3.7",
+    "ghvb:order=2.7:frame=denoised",
+)
 PEERS = (
     "FlowMatchEulerDiscreteScheduler",
     "FlowMatchHeunDiscreteScheduler",
