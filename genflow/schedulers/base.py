@@ -6,6 +6,7 @@ network's output, the solver makes the step. A scheduler class adds only the cho
 """
 
 import functools
+import importlib
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -65,11 +66,13 @@ def register_scheduler(init: Callable[..., None]) -> Callable[..., None]:
             if key not in own and key not in FAMILY_KEYS:
                 known = [*own, *FAMILY_KEYS]
                 raise InputError(f"{type(self).__name__}: {key!r} is not known{nearest(key, known)}")
+        if len(args) > len(own):
+            raise InputError(f"{type(self).__name__}: {len(args)} positional arguments; allowed: {', '.join(own)}")
         bound = {**dict(zip(own, args, strict=False)), **kwargs}
         options = {key: bound.get(key, default) for key, default in own.items()}
         keys = {key: value for key, value in kwargs.items() if key not in own and value is not None}
         family = family_from_keys({**self.family_defaults, **keys})
-        self.register_to_config(**family.config, **options)
+        self.register_to_config(_class_name=type(self).__name__, **family.config, **options)
         # keys said to stand at a default are skipped, without a warning, by diffusers' classes that do not know them
         unset = [*options, *(key for key, value in family.config.items() if value is None)]
         unset = [key for key in unset if key not in bound]
@@ -126,8 +129,9 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
     ) -> Any:
         """Make this scheduler from another scheduler's config; keyword arguments override its keys.
 
-        The whole config counts, including what the other scheduler had left at its defaults. Raises InputError for
-        a config without a Gaussian path and for a keyword that is not known.
+        The whole config counts, including what the other scheduler had left at its defaults, except what another
+        class of ours was told of its rule: a word such as ``solver`` means another thing there. Raises InputError
+        for a config without a Gaussian path and for a keyword that is not known.
         """
         if not isinstance(config, Mapping):
             return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
@@ -136,9 +140,9 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
         for key in unused:
             if not return_unused_kwargs:
                 raise InputError(f"{cls.__name__}: {key!r} is not known{nearest(key, known)}")
-        unset = config.get("_use_default_values", ())
+        unset = [*config.get("_use_default_values", ()), *_options_of_another(config.get("_class_name"), cls)]
         config = normalise(config, [key for key in known if key not in FAMILY_KEYS])
-        # what the other scheduler of ours left unset stays unset
+        # what the other scheduler of ours left unset, or what is not meant for this class, stays unset
         for key in unset:
             if key in known and (key not in FAMILY_KEYS or config.get(key) is None):
                 config.pop(key, None)
@@ -372,6 +376,16 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
     def scale_noise(self, sample: Tensor, timestep: float | Tensor, noise: Tensor | None = None) -> Tensor:
         """:meth:`add_noise` under the name and argument order of diffusers' flow schedulers."""
         return self.add_noise(sample, torch.randn_like(sample) if noise is None else noise, timestep)
+
+
+def _options_of_another(name: Any, cls: type) -> list[str]:
+    """The options, family keys aside, of the scheduler class of ours that is called ``name``, unless it is ``cls``."""
+    if not isinstance(name, str) or name == cls.__name__ or not name.endswith("Scheduler"):
+        return []
+    other = getattr(importlib.import_module("genflow.schedulers"), name, None)
+    if not (isinstance(other, type) and issubclass(other, PathScheduler)) or issubclass(cls, other):
+        return []
+    return [key for key in list(inspect.signature(other.__init__).parameters)[1:] if key not in FAMILY_KEYS]
 
 
 def _step_count(value: Any) -> int:

@@ -353,6 +353,11 @@ def test_bad_configs(config, message):
         RectifiedFlowScheduler(**config)
 
 
+def test_too_many_positional_arguments():
+    with pytest.raises(InputError, match="7 positional arguments"):
+        RectifiedFlowScheduler("euler", *range(6))
+
+
 def test_dynamic_shift_needs_mu():
     scheduler = RectifiedFlowScheduler(use_dynamic_shifting=True)
     with pytest.raises(InputError, match="mu"):

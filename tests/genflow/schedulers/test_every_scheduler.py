@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from genflow.errors import InputError
+from genflow.guidance import GUIDANCES, create_guidance
 from genflow.schedulers import SCHEDULERS, create_scheduler
 
 TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
@@ -156,25 +157,33 @@ def test_generators_of_the_wrong_number(combo, lab):
         scheduler.step(x, t, x, generator=seeds(2))
 
 
-def test_no_step_waits_for_the_device(combo, lab):
+@pytest.mark.parametrize("guidance", [None, *GUIDANCES])
+@pytest.mark.parametrize("begin", [None, 0])
+def test_no_step_waits_for_the_device(combo, guidance, begin):
     """On the meta device any read of a value raises: the whole run, prediction and guidance included, reads none.
 
     This holds without set_begin_index too, as DDIM's and Stable Diffusion's loops run.
     """
     scheduler = combo.make()
-    for begin in (None, 0):
-        scheduler.set_timesteps(4, device="meta")
-        assert scheduler.timesteps.device.type == "meta"
-        if begin is not None:
-            scheduler.set_begin_index(begin)
-        x = torch.empty(2, 3, 4, 4, dtype=torch.bfloat16, device="meta")
-        for t in scheduler.timesteps:
-            scheduler.scale_model_input(x, t)
-            prediction = scheduler.predict(x, t, x)
-            guided = prediction.replace(torch.lerp(prediction.x0, prediction.x0, 3.0))
-            x = scheduler.step(guided if begin is None else x, t, x, return_dict=False)[0]
-        assert x.shape == (2, 3, 4, 4)
-        assert scheduler.step_index == len(scheduler.timesteps)
+    scheduler.set_timesteps(4, device="meta")
+    assert scheduler.timesteps.device.type == "meta"
+    if begin is not None:
+        scheduler.set_begin_index(begin)
+    rule = guidance and create_guidance(guidance, scale=[3.0, 7.0], rescale=0.5, stop=0.9)
+    if rule:
+        rule.reset(4)
+    x = torch.empty(2, 3, 4, 4, dtype=torch.bfloat16, device="meta")
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        x.max().item()  # the instrument works
+    for i, t in enumerate(scheduler.timesteps):
+        output = scheduler.scale_model_input(x, t)
+        level, step = scheduler.path.noise_level(float(scheduler.times[i])), int(scheduler.step_of[i])
+        if rule and rule.is_active(level, step):
+            cond, uncond = scheduler.predict(output, t, x), scheduler.predict(-output, t, x)
+            output = cond.replace(rule(cond.x0, uncond.x0, x, level, step))
+        x = scheduler.step(output, t, x, return_dict=False)[0]
+    assert x.shape == (2, 3, 4, 4)
+    assert scheduler.step_index == len(scheduler.timesteps)
 
 
 def test_saved_loaded_and_made_from_each_other(combo, tmp_path, lab):
