@@ -144,11 +144,11 @@ class GuidedRun:
             self.state = _State.between(x, out, self.latents, self.layout.channels)
         if self.clock.over:
             raise self._refuse("it calls its network more often than its scheduler has timesteps")
-        given = out.clone()
         if self._mode(self.state.of(x)) == "two":
+            given = out.clone()
             self._one_of_two(x, given)
         else:
-            self._both(x, given)
+            given = self._both(x, out)
         return _with_tensor(output, given)
 
     def _mode(self, state: Tensor) -> str:
@@ -160,8 +160,8 @@ class GuidedRun:
             self.mode = "halves" if doubled else "two"
         return self.mode
 
-    def _both(self, x: Tensor, given: Tensor) -> None:
-        values, state = self.state.of(given), self.state.of(x)
+    def _both(self, x: Tensor, out: Tensor) -> Tensor:
+        values, state = self.state.of(out), self.state.of(x)
         if len(values) % 2 or len(values) != len(state):
             raise self._refuse("its network is called without an unconditional half")
         half = len(values) // 2
@@ -169,7 +169,12 @@ class GuidedRun:
         if self.layout.conditional_first:
             uncond, cond = cond, uncond
         self._answer = self._guided(cond, uncond, state[:half])
-        values[:half], values[half:] = self._answer, self._answer
+        both = torch.cat([self._answer, self._answer])
+        if values is out:
+            return both
+        given = out.clone()
+        self.state.of(given).copy_(both)
+        return given
 
     def _one_of_two(self, x: Tensor, given: Tensor) -> None:
         state, values = self.state.of(x), self.state.of(given)
@@ -188,11 +193,8 @@ class GuidedRun:
     def _guided(self, cond: Tensor, uncond: Tensor, network_input: Tensor) -> Tensor:
         """The network's output that reads as the guided x0, in the network's dtype."""
         t = float(self.clock.times[self.clock.index])
-        step = int(self.clock.steps[self.clock.index])
-        if self.layout.sign < 0:
-            cond, uncond = -cond, -uncond
-        guided = guided_output(self.guidance, self.family, cond, uncond, network_input, t, step)
-        return -guided if self.layout.sign < 0 else guided
+        step, sign = int(self.clock.steps[self.clock.index]), self.layout.sign
+        return guided_output(self.guidance, self.family, cond, uncond, network_input, t, step, sign)
 
     def _before_step(self, model_output: Tensor, sample: Tensor) -> None:
         """Both predictions have come; at the first step, what the pipeline made of them is the guided one."""

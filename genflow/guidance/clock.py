@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genflow.errors import InputError
 from genflow.guidance.base import Guidance
-from genflow.prediction import Prediction
 from genflow.schedulers.family import Family
 from genflow.schedulers.reading import family_from_config
 
@@ -80,17 +80,39 @@ class RunClock:
 
 
 def guided_output(
-    guidance: Guidance, family: Family, cond: Tensor, uncond: Tensor, network_input: Tensor, t: float, step: int
+    guidance: Guidance,
+    family: Family,
+    cond: Tensor,
+    uncond: Tensor,
+    network_input: Tensor,
+    t: float,
+    step: int,
+    sign: float = 1.0,
 ) -> Tensor:
     """The raw network output that reads as the guided x0; ``cond`` where guidance does not act.
 
     ``cond`` and ``uncond`` are raw outputs for the same ``network_input`` (after ``scale_model_input``), all of one
-    shape ``(B, ...)``; ``t`` is the path's time. Computed in float32 at least, returned in ``cond``'s dtype.
+    shape ``(B, ...)``; ``t`` is the path's time; ``sign`` is -1 for a network that answers with the negative. Computed
+    in float32 at least, returned in ``cond``'s dtype. Raises InputError where the output does not determine x0.
     """
     level = family.path.noise_level(t)
     if not guidance.is_active(level, step):
         return cond
-    x = network_input.to(torch.promote_types(network_input.dtype, torch.float32)) / family.input_scale(t)
-    cond_x0, uncond_x0 = (family.predict(output, x, t).x0 for output in (cond, uncond))
+    a, b = _affine(family, t)
+    b *= sign
+    x = network_input.to(torch.promote_types(network_input.dtype, torch.float32))
+    scale = family.input_scale(t)
+    x = x if scale == 1 else x / scale
+    base = x * a
+    cond_x0, uncond_x0 = (torch.add(base, output, alpha=b) for output in (cond, uncond))
     guided = guidance(cond_x0, uncond_x0, x, level, step)
-    return family.model_output(Prediction(guided, "sample", x, family.path, t)).to(cond.dtype)
+    return torch.sub(guided, base).mul_(1 / b).to(cond.dtype)
+
+
+def _affine(family: Family, t: float) -> tuple[float, float]:
+    """``(a, b)`` with ``x0 = a x + b output`` at time t, by asking the family at (1, 0) and at (0, 1)."""
+    x, output = torch.eye(2, dtype=torch.float64)
+    a, b = family.predict(output, x, t).x0.tolist()
+    if b == 0:
+        raise InputError(f"guidance: at t={t} the network's output says nothing of the data, as {family.path!r} has it")
+    return a, b

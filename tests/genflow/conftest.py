@@ -28,13 +28,14 @@ def _fixed_seed() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_pipelines() -> ModuleType:
-    """``tests/genflow/tiny_pipelines.py``: real diffusers pipelines with tiny random weights."""
-    name = "genflow_tiny_pipelines"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, FilePath(__file__).parent / "tiny_pipelines.py")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
+    """``tests/genflow/tiny_pipelines.py`` and ``_more``: real diffusers pipelines with tiny random weights."""
+    for name in ("tiny_pipelines", "tiny_pipelines_more"):
+        module = f"genflow_{name}"
+        if module not in sys.modules:
+            spec = importlib.util.spec_from_file_location(module, FilePath(__file__).parent / f"{name}.py")
+            sys.modules[module] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[module])
+    return sys.modules["genflow_tiny_pipelines"]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import diffusers
 import torch
 from torch import Tensor
 
-__all__ = ["BUILDERS", "TinyPipeline", "build"]
+__all__ = ["BUILDERS", "TinyPipeline", "build", "builder"]
 
 STEPS = 3
 
@@ -94,7 +94,8 @@ def _wake(network: torch.nn.Module) -> None:
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
 
 
-def _builder(function: Callable[..., TinyPipeline]) -> Callable[..., TinyPipeline]:
+def builder(function: Callable[..., TinyPipeline]) -> Callable[..., TinyPipeline]:
+    """Register a builder under its name."""
     BUILDERS[function.__name__] = function
     return function
 
@@ -165,41 +166,42 @@ def _stable_diffusion(cls: type, scheduler: Any, network: Any = None, **parts: A
     return cls(vae=vae(), unet=network or unet(), scheduler=scheduler or ddim(), **parts)
 
 
-@_builder
+@builder
 def sd(scheduler: Any = None) -> TinyPipeline:
     return TinyPipeline(_stable_diffusion(diffusers.StableDiffusionPipeline, scheduler), prompts())
 
 
-@_builder
+@builder
 def sd_v(scheduler: Any = None) -> TinyPipeline:
     return sd(scheduler or ddim(prediction_type="v_prediction"))
 
 
-@_builder
+@builder
 def sd_img2img(scheduler: Any = None) -> TinyPipeline:
     pipe = _stable_diffusion(diffusers.StableDiffusionImg2ImgPipeline, scheduler)
     return TinyPipeline(pipe, {**prompts(), "image": image(1, 3, 16, 16), "strength": 0.67})
 
 
-def _masked() -> dict[str, Any]:
+def masked() -> dict[str, Any]:
+    """An image and the half of it to paint anew."""
     mask = (torch.arange(16) < 8).float().expand(1, 1, 16, 16)
     return {"image": image(1, 3, 16, 16), "mask_image": mask, "height": 16, "width": 16}
 
 
-@_builder
+@builder
 def sd_inpaint(scheduler: Any = None) -> TinyPipeline:
     pipe = _stable_diffusion(diffusers.StableDiffusionInpaintPipeline, scheduler)
-    return TinyPipeline(pipe, {**prompts(), **_masked()})
+    return TinyPipeline(pipe, {**prompts(), **masked()})
 
 
-@_builder
+@builder
 def sd_inpaint_9(scheduler: Any = None) -> TinyPipeline:
     """The network made for inpainting, which takes the mask and the masked image as five more channels."""
     pipe = _stable_diffusion(diffusers.StableDiffusionInpaintPipeline, scheduler, unet(in_channels=9))
-    return TinyPipeline(pipe, {**prompts(), **_masked()})
+    return TinyPipeline(pipe, {**prompts(), **masked()})
 
 
-@_builder
+@builder
 def controlnet(scheduler: Any = None) -> TinyPipeline:
     network = unet()
     control = diffusers.ControlNetModel(
@@ -211,7 +213,7 @@ def controlnet(scheduler: Any = None) -> TinyPipeline:
     return TinyPipeline(pipe, {**prompts(), "image": image(1, 3, 16, 16), "height": 16, "width": 16})
 
 
-@_builder
+@builder
 def sdxl(scheduler: Any = None) -> TinyPipeline:
     network = unet(
         addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=32,
@@ -237,19 +239,19 @@ def _sd3(cls: type, scheduler: Any) -> Any:
     )  # fmt: skip
 
 
-@_builder
+@builder
 def sd3(scheduler: Any = None) -> TinyPipeline:
     arguments = {**prompts(), **pooled(), "height": 16, "width": 16}
     return TinyPipeline(_sd3(diffusers.StableDiffusion3Pipeline, scheduler), arguments, network="transformer")
 
 
-@_builder
+@builder
 def sd3_img2img(scheduler: Any = None) -> TinyPipeline:
     arguments = {**prompts(), **pooled(), "height": 16, "width": 16, "image": image(1, 3, 16, 16), "strength": 0.67}
     return TinyPipeline(_sd3(diffusers.StableDiffusion3Img2ImgPipeline, scheduler), arguments, network="transformer")
 
 
-@_builder
+@builder
 def flux(scheduler: Any = None, guidance_embeds: bool = False) -> TinyPipeline:
     transformer = diffusers.FluxTransformer2DModel(
         patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
@@ -263,7 +265,7 @@ def flux(scheduler: Any = None, guidance_embeds: bool = False) -> TinyPipeline:
     return TinyPipeline(pipe, arguments, "true_cfg_scale", "transformer")
 
 
-@_builder
+@builder
 def dit(scheduler: Any = None) -> TinyPipeline:
     transformer = diffusers.DiTTransformer2DModel(
         num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=4,
@@ -273,7 +275,7 @@ def dit(scheduler: Any = None) -> TinyPipeline:
     return TinyPipeline(pipe, {"class_labels": [1, 2]}, network="transformer", output_type="np")
 
 
-@_builder
+@builder
 def pixart(scheduler: Any = None) -> TinyPipeline:
     transformer = diffusers.PixArtTransformer2DModel(
         num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=8,
@@ -292,7 +294,7 @@ def pixart(scheduler: Any = None) -> TinyPipeline:
     return TinyPipeline(pipe, arguments, network="transformer")
 
 
-@_builder
+@builder
 def kandinsky(scheduler: Any = None) -> TinyPipeline:
     """The 2.2 decoder: an image embedding in place of a prompt, a learned variance."""
     network = unet(
@@ -316,7 +318,7 @@ def kandinsky(scheduler: Any = None) -> TinyPipeline:
     return TinyPipeline(pipe, arguments)
 
 
-@_builder
+@builder
 def wan(scheduler: Any = None) -> TinyPipeline:
     transformer = diffusers.WanTransformer3DModel(
         num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=8, freq_dim=16,
@@ -333,7 +335,7 @@ def wan(scheduler: Any = None) -> TinyPipeline:
     return TinyPipeline(pipe, {**prompts(), "height": 32, "width": 32, "num_frames": 5}, network="transformer")
 
 
-@_builder
+@builder
 def qwen(scheduler: Any = None) -> TinyPipeline:
     """QwenImage, which after its CFG gives every token the conditional prediction's norm."""
     transformer = diffusers.QwenImageTransformer2DModel(
@@ -355,7 +357,7 @@ def qwen(scheduler: Any = None) -> TinyPipeline:
     return TinyPipeline(pipe, arguments, "true_cfg_scale", "transformer")
 
 
-@_builder
+@builder
 def lumina(scheduler: Any = None) -> TinyPipeline:
     """Conditional half first, three of four channels guided, the output turned round, time reversed."""
     transformer = diffusers.LuminaNextDiT2DModel(
@@ -373,7 +375,7 @@ def lumina(scheduler: Any = None) -> TinyPipeline:
     return TinyPipeline(pipe, arguments, network="transformer")
 
 
-@_builder
+@builder
 def z_image(scheduler: Any = None) -> TinyPipeline:
     """Lists in place of batches, and a scale that counts from 0: ``cond + scale (cond - uncond)``."""
     transformer = diffusers.ZImageTransformer2DModel(

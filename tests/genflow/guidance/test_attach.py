@@ -17,7 +17,8 @@ from genflow.schedulers import create_scheduler
 
 NAMES = (
     "sd", "sd_v", "sd_img2img", "sd_inpaint", "sd_inpaint_9", "controlnet", "sdxl", "sd3", "sd3_img2img", "flux", "dit",
-    "pixart", "kandinsky", "wan", "qwen", "lumina", "z_image",
+    "pixart", "kandinsky", "wan", "qwen", "lumina", "z_image", "sdxl_img2img", "sdxl_inpaint", "kontext", "cogvideox",
+    "lumina2", "if_upscale",
 )  # fmt: skip
 SCALE = 6.0
 
