@@ -193,6 +193,23 @@ def test_the_family_goes_from_scheduler_to_scheduler():
     assert StochasticInterpolantScheduler.from_config(RectifiedFlowScheduler(shift=3.0).config).family.name == "flow"
 
 
+def test_the_rule_of_another_class_is_not_taken_over(tmp_path):
+    """``solver="heun"`` of a rectified-flow scheduler does not make an SDE scheduler a deterministic one."""
+    ode = RectifiedFlowScheduler(solver="heun", shift=3.0)
+    ode.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "scheduler_config.json").read_text())
+    for config in (ode.config, saved):
+        sde = StochasticInterpolantScheduler.from_config(config)
+        assert sde.config.solver == "sde-euler"
+        assert sde.config.shift == 3.0
+        assert StochasticInterpolantScheduler.from_config(sde.config, norm=2.0).config.norm == 2.0
+        assert RectifiedFlowScheduler.from_config(sde.config).config.solver == "euler"
+    chosen = StochasticInterpolantScheduler.from_config(ode.config, solver="sde-heun", diffusion="sbdm")
+    again = StochasticInterpolantScheduler.from_config(chosen.config)
+    assert (again.config.solver, again.config.diffusion) == ("sde-heun", "sbdm")
+    assert RectifiedFlowScheduler.from_config(ode.config).config.solver == "heun"
+
+
 @pytest.mark.parametrize("interpolant", ["linear", "trigonometric", "vp"])
 def test_sigmas_and_timesteps_of_the_callers(interpolant):
     scheduler = RectifiedFlowScheduler(interpolant=interpolant, timestep_scale=100.0)
