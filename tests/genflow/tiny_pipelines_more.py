@@ -4,7 +4,20 @@ from typing import Any
 
 import diffusers
 import torch
-from genflow_tiny_pipelines import TinyPipeline, builder, ddim, flow, image, masked, pooled, prompts, sdxl, unet, vae
+from genflow_tiny_pipelines import (
+    TinyPipeline,
+    builder,
+    ddim,
+    flow,
+    image,
+    masked,
+    pooled,
+    prompts,
+    sdxl,
+    unet,
+    vae,
+    wan,
+)  # fmt: skip
 
 __all__: list[str] = []
 
@@ -97,3 +110,12 @@ def if_upscale(scheduler: Any = None) -> TinyPipeline:
     )  # fmt: skip
     arguments = {**prompts(), "image": image(1, 3, 8, 8), "height": 16, "width": 16}
     return TinyPipeline(pipe, arguments, output_type="pt")
+
+
+@builder
+def wan_2_2(scheduler: Any = None) -> TinyPipeline:
+    """Two networks, one for the first half of the run and one for the second."""
+    tiny = wan(scheduler)
+    second = diffusers.WanTransformer3DModel.from_config(tiny.pipe.transformer.config)
+    pipe = diffusers.WanPipeline(**{**tiny.pipe.components, "transformer_2": second}, boundary_ratio=0.9)
+    return TinyPipeline(pipe, tiny.arguments, network="transformer")

@@ -18,7 +18,7 @@ from genflow.schedulers import create_scheduler
 NAMES = (
     "sd", "sd_v", "sd_img2img", "sd_inpaint", "sd_inpaint_9", "controlnet", "sdxl", "sd3", "sd3_img2img", "flux", "dit",
     "pixart", "kandinsky", "wan", "qwen", "lumina", "z_image", "sdxl_img2img", "sdxl_inpaint", "kontext", "cogvideox",
-    "lumina2", "if_upscale",
+    "lumina2", "if_upscale", "wan_2_2",
 )  # fmt: skip
 SCALE = 6.0
 
@@ -163,6 +163,27 @@ def test_apg_against_a_loop_by_hand(tiny_pipelines: ModuleType, name: str) -> No
                 output = (a * x - x0) / s
             x = scheduler.step(output, t, x).prev_sample
     torch.testing.assert_close(got, x, rtol=1e-4, atol=1e-4)
+
+
+def test_both_networks_of_wan_2_2_are_guided(tiny_pipelines: ModuleType) -> None:
+    tiny = tiny_pipelines.build("wan_2_2")
+    calls = {name: 0 for name in ("transformer", "transformer_2")}
+
+    def count(name: str) -> Any:
+        def hook(*args: Any) -> None:
+            calls[name] += 1
+
+        return hook
+
+    hooks = [getattr(tiny.pipe, name).register_forward_hook(count(name)) for name in calls]
+    rule = Recorder(SCALE)
+    with guide(tiny.pipe, rule):
+        tiny.run(steps=4)
+    for hook in hooks:
+        hook.remove()
+    assert min(calls.values()) > 0
+    assert sum(calls.values()) == 8
+    assert rule.numbers == [0, 1, 2, 3]
 
 
 SCHEDULERS = (

@@ -9,6 +9,8 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from genflow.errors import InputError, NonFiniteError
@@ -264,6 +266,18 @@ def test_an_unknown_pipeline_is_understood(kind: str, batch: int, tiny_pipelines
     own = pipe(7.0, batch)
     with guide(pipe, CFG(7.0)):
         torch.testing.assert_close(pipe(batch=batch), own, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["halves", "two"]), st.floats(1.01, 100), st.floats(-5, 30), st.integers(1, 4))
+def test_whatever_scale_the_pipeline_has(
+    tiny_pipelines: ModuleType, kind: str, theirs: float, ours: float, batch: int
+) -> None:
+    pipe = HomeMade(kind, tiny_pipelines.ddim())
+    expected = pipe(ours, batch)
+    with guide(pipe, CFG(ours)):
+        got = pipe(theirs, batch)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("batch", [1, 2])
