@@ -13,10 +13,14 @@ _HOMES = {
     "Kappa": "kappas",
     "Lion": "lion",
     "LionK": "lion_k",
+    "OPTIMIZERS": "registry",
     "OptimizerBase": "base",
     "SGDP": "sgdp",
     "StableSPAM": "stable_spam",
     "create_kappa": "kappas",
+    "create_optimizer": "factory",
+    "optimizer_class": "registry",
+    "parameter_groups": "groups",
 }
 
 __all__ = sorted(_HOMES)

@@ -1,49 +1,32 @@
-"""torch's optimizers by name, with the usual parameter groups."""
+"""The optimizer that a recipe's ``optimizer`` section describes; :mod:`genflow.optim` has the optimizers."""
 
-import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from genflow.errors import InputError, check_choice, check_keys
+from genflow import optim
+from genflow.errors import InputError
+from genflow.optim import OPTIMIZERS
 
-__all__ = ["OPTIMIZERS", "create_optimizer", "decay_groups"]
-
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "adamw": torch.optim.AdamW,
-    "adam": torch.optim.Adam,
-    "radam": torch.optim.RAdam,
-    "sgd": torch.optim.SGD,
-}
-
-
-def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two parameter groups: matrices and kernels with ``weight_decay``; biases, norms and embeddings without."""
-    embeddings = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    plain = [p for p in parameters if p.ndim < 2 or id(p) in embeddings]
-    decayed = [p for p in parameters if not (p.ndim < 2 or id(p) in embeddings)]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+__all__ = ["OPTIMIZERS", "create_optimizer"]
 
 
 def create_optimizer(
-    name: str, network: nn.Module, lr: float, weight_decay: float, options: dict[str, Any]
+    name: str,
+    network: nn.Module,
+    lr: float,
+    weight_decay: float,
+    options: Mapping[str, Any],
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> torch.optim.Optimizer:
-    """One of :data:`OPTIMIZERS` over ``network``; fused where torch has that.
+    """One of :data:`OPTIMIZERS` over ``network``: see :func:`genflow.optim.create_optimizer`.
 
     Raises:
-        InputError: an unknown name or option, or a value that the optimizer refuses.
+        InputError: an unknown name or option, an override that matches nothing, a value that the optimizer refuses.
     """
-    cls = OPTIMIZERS[check_choice("optimizer.name", name, OPTIMIZERS)]
-    signature = inspect.signature(cls.__init__).parameters
-    known = [p for p in signature if p not in {"self", "params", "lr", "weight_decay"}]
-    check_keys("optimizer.options", options, known)
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    if "fused" in signature:
-        options.setdefault("fused", True)
-    try:
-        return cls(decay_groups(network, weight_decay), lr=lr, **options)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"optimizer: {error}") from error
+    for key in ("lr", "weight_decay", "overrides", "exempt"):
+        if key in options:
+            raise InputError(f"optimizer.options: unknown key {key!r}; lr, weight_decay and overrides stand beside it")
+    return optim.create_optimizer(name, network, lr=lr, weight_decay=weight_decay, overrides=overrides, **options)

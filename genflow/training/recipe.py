@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from genflow.errors import InputError, nearest
+from genflow.optim.registry import check_name
 
 __all__ = ["Recipe", "load_recipe"]
 
@@ -59,12 +60,13 @@ class ObjectiveSection(_Section):
 
 
 class OptimizerSection(_Section):
-    """A torch optimizer by name; biases, norms and embeddings get no weight decay."""
+    """An optimizer by name, see :func:`genflow.optim.create_optimizer`; biases, norms and embeddings do not decay."""
 
-    name: Literal["adamw", "adam", "radam", "sgd"] = "adamw"
+    name: Annotated[str, AfterValidator(check_name)] = Field("adamw", description="a name, or package.module:Class")
     lr: Positive = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     options: dict[str, Any] = {}
+    overrides: dict[str, dict[str, Any]] = Field({}, description="options by the names of the network's parts")
 
 
 class ScheduleSection(_Section):

@@ -124,6 +124,7 @@ class Trainer:
             recipe.optimizer.lr,
             recipe.optimizer.weight_decay,
             recipe.optimizer.options,
+            recipe.optimizer.overrides,
         )
         checkpoint = self._previous(restart)
         loaded = load_checkpoint(checkpoint, _TENSOR_GROUPS) if checkpoint else None
@@ -251,7 +252,7 @@ class Trainer:
         total = torch.zeros((), device=accelerator.device)
         norm = torch.zeros((), device=accelerator.device)
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.optimizer.lr * self._lr_factor()
+            group["lr"] = group.get("initial_lr", recipe.optimizer.lr) * self._lr_factor()
         # for dropout inside the network, which takes no generator
         torch.manual_seed(mixed_seed(recipe.seed, self.step, accelerator.process_index, 1))
         for micro in range(recipe.accumulate):

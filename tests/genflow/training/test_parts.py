@@ -17,7 +17,7 @@ from genflow.training.checkpoints import (
     save_checkpoint,
 )
 from genflow.training.networks import create_network
-from genflow.training.optimizers import OPTIMIZERS, create_optimizer, decay_groups
+from genflow.training.optimizers import OPTIMIZERS, create_optimizer
 from genflow.training.records import MetricsLog, plot_loss, save_grid
 
 UNET2D = {
@@ -58,11 +58,11 @@ def test_faults_of_networks():
         create_network("unet2d", **{**make, "options": {"down_block_types": ["None"]}})
 
 
-def test_decay_groups_and_every_optimizer():
+def test_every_optimizer_by_name():
     network = nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 4), nn.LayerNorm(4))
-    decayed, plain = decay_groups(network, 0.1)
-    assert [p.shape for p in decayed["params"]] == [(4, 4)]
-    assert len(plain["params"]) == 4
+    decayed, plain = create_optimizer("adamw", network, 0.1, 0.1, {}).param_groups
+    assert decayed["param_names"] == ["1.weight"]
+    assert plain["param_names"] == ["0.weight", "1.bias", "2.weight", "2.bias"]
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
     for name in OPTIMIZERS:
         optimizer = create_optimizer(name, network, 0.1, 0.0, {})
@@ -72,6 +72,8 @@ def test_decay_groups_and_every_optimizer():
         create_optimizer("adamw", network, 0.1, 0.0, {"beta": 1})
     with pytest.raises(InputError, match="optimizer: Invalid beta"):
         create_optimizer("adamw", network, 0.1, 0.0, {"betas": [2.0, 0.9]})
+    with pytest.raises(InputError, match="optimizer.options: unknown key 'lr'.*beside it"):
+        create_optimizer("adamw", network, 0.1, 0.0, {"lr": 1})
 
 
 def test_precision():
@@ -96,7 +98,8 @@ def test_optimizer_state_round_trip_is_exact(tmp_path, name):
             network.weight.copy_(torch.arange(6).view(2, 3) / 6)
             network.bias.zero_()
         options = {"momentum": 0.9} if name == "sgd" else {}
-        return network, create_optimizer(name, network, 0.1, 0.01, options)
+        decay = 0.0 if name == "rprop" else 0.01
+        return network, create_optimizer(name, network, 0.1, decay, options)
 
     def step(network, optimizer):
         optimizer.zero_grad()

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,6 +142,31 @@ def test_clipping_limits_the_update(data, tmp_path):
     run._train_step()
     after = torch.cat([p.detach().flatten() for p in run.bare_network.parameters()])
     assert (after - before).norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"name": "adan", "options": {"betas": [0.9, 0.8, 0.95], "nonfinite": "raise"}},
+        {"name": "lion-k", "lr": 0.001, "options": {"kappa": {"name": "huber", "e": 0.1}}},
+        {"name": "stable-spam", "overrides": {"input": {"lr": 0.002, "gap": 2}}},
+    ],
+    ids=lambda optimizer: optimizer["name"],
+)
+def test_our_optimizers_train_under_accelerate_and_resume_to_the_same_bytes(data, tmp_path, optimizer):
+    changes = {"optimizer": optimizer, "accumulate": 2, "schedule": {"decay": "cosine"}}
+    run = make(data, tmp_path, **changes)
+    run.run()
+    lrs = {group.get("initial_lr", run.recipe.optimizer.lr): group["lr"] for group in run.optimizer.param_groups}
+    assert all(now < peak for peak, now in lrs.items())
+    assert len(lrs) == 1 + ("overrides" in optimizer)
+    newest = latest_checkpoint(tmp_path / "checkpoints")
+    whole = (newest / "network.safetensors").read_bytes()
+    assert newest.name == "step-00000003"
+    for step in (2, 3):
+        shutil.rmtree(tmp_path / "checkpoints" / f"step-0000000{step}")
+    make(data, tmp_path, **changes).run()
+    assert (newest / "network.safetensors").read_bytes() == whole
 
 
 def test_a_whole_run_its_files_and_its_pipeline(data, tmp_path):

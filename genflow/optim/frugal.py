@@ -1,0 +1,377 @@
+"""FRUGAL. Zmushko et al., "FRUGAL: Memory-Efficient Optimization by Reducing State Overhead for Scalable Training",
+arXiv 2411.07837, Algorithm 1."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Unpack
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from genflow.errors import InputError, check_choice, check_number
+from genflow.optim.base import Collected, OptimizerBase, _name
+from genflow.optim.execution import round_stochastically, state_dtype
+from genflow.optim.options import FLAG_DEFAULTS, Flags
+from genflow.optim.subspaces import SUBSPACES, count
+
+__all__ = ["FRUGAL"]
+
+_OWN = ("AdaBelief", "AdaGradNorm", "AdamP", "Adan", "DiffGrad", "Lion", "LionK", "SGDP", "StableSPAM")
+_TORCH = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SGD")
+_FULL = "full_"  # state of the state-full optimizer, in the state of the parameter
+_PASSED_ON = ("foreach", "compile")
+
+
+class FRUGAL(OptimizerBase):
+    r"""State for a part of each matrix, a rule without state for the rest.
+
+    Every ``update_gap`` steps a subspace :math:`P` is chosen. With :math:`w_P` the weights in it and :math:`w_r` the
+    rest, and the gradient split likewise,
+
+    .. math::
+        w_P \leftarrow \text{base}(w_P, g_P), \quad
+        w_r \leftarrow (1 - \eta\lambda) w_r, \quad w \leftarrow w_P + w_r - \eta s\, \rho(g_r),
+
+    where :math:`\rho` is the sign or the identity. Matrices, and convolutions as (out, rest), are split; vectors
+    (biases, norms) are the base optimizer's alone, and so is a group with ``density=1``: put embeddings and the
+    output layer there, as the paper does. For the copies of :math:`w_P` and :math:`g_P` memory is needed during a
+    step, not between steps.
+
+    Of the authors' code this differs where that departs from the paper (its momentum starts from the weights) and
+    in that a base optimizer's state is kept where the subspace did not change; ``reset="always"`` is theirs.
+
+    Args:
+        params: parameters, named parameters or groups; real, not complex.
+        lr: default 1e-3.
+        weight_decay: None (default) is the base optimizer's own default (0.01 for AdamW). Where no state is kept,
+            the decay is decoupled, times ``lr``.
+        base: the state-full optimizer: a name out of this package or torch.optim, or a class. Default "AdamW".
+        base_options: its further options, which may also stand in parameter groups. Default none.
+        density: the part with state, in [0, 1]; default 0.25. 0 is the state-free rule, 1 the base optimizer.
+        update_gap: steps between choices; default 200.
+        select: "columns" (default), "rows" or "entries" at random; "random", a random basis; "svd", the gradient's
+            leading singular vectors; "blocks", whole tensors (the rounded ``density`` of their number).
+        block_order: "random" (default), "ascending", "descending" or "mirror" (to and fro), for ``select="blocks"``.
+        state_free: "sign" (default), "sgd" or "none".
+        full_lr_scale: multiplies ``lr`` in the base optimizer's part of split matrices; default 1.
+        free_lr_scale: multiplies ``lr`` in the state-free part; default 1 (the paper fine-tunes with 0.1).
+        reset: forget the state when the subspace has "changed" (default), at every choice ("always") or "never"
+            (moments then belong to other coordinates than before). Tensors that leave the active blocks lose theirs.
+        seed: of random choices; equal on all processes. Default 0.
+        **flags: see :class:`genflow.optim.Flags`. ``capturable`` and ``differentiable`` are refused; ``compile``
+            needs a base optimizer of this package.
+
+    Raises:
+        InputError: a hyperparameter out of range, named; a complex parameter.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        weight_decay: float | None = None,
+        *,
+        base: str | Callable[..., Optimizer] = "AdamW",
+        base_options: dict[str, Any] | None = None,
+        density: float = 0.25,
+        update_gap: int = 200,
+        select: Literal["columns", "rows", "entries", "random", "svd", "blocks"] = "columns",
+        block_order: Literal["random", "ascending", "descending", "mirror"] = "random",
+        state_free: Literal["sign", "sgd", "none"] = "sign",
+        full_lr_scale: float = 1.0,
+        free_lr_scale: float = 1.0,
+        reset: Literal["changed", "always", "never"] = "changed",
+        seed: int = 0,
+        **flags: Unpack[Flags],
+    ) -> None:
+        self._base = _resolve(base)
+        self._inner: Optimizer | None = None
+        self._stand_ins: dict[Tensor, Tensor] = {}
+        given = {} if weight_decay is None else {"weight_decay": weight_decay}
+        given |= base_options or {}
+        for key in given:
+            if key in FLAG_DEFAULTS or key == "lr":
+                raise InputError(f"base_options: {key!r} is FRUGAL's own; give it as an argument of FRUGAL")
+        options = _dummy(self._base, {"lr": lr} | given).defaults
+        self._base_keys = tuple(key for key in options if key not in FLAG_DEFAULTS)
+        values = {key: options[key] for key in self._base_keys} | {
+            "lr": lr,
+            "base": self._base.__name__,
+            "density": density,
+            "update_gap": update_gap,
+            "select": select,
+            "block_order": block_order,
+            "state_free": state_free,
+            "full_lr_scale": full_lr_scale,
+            "free_lr_scale": free_lr_scale,
+            "reset": reset,
+            "seed": seed,
+            "updates": 0,
+        }
+        super().__init__(params, values, flags)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        check_choice("base", group["base"], [self._base.__name__])  # one optimizer for all groups
+        check_number("density", group["density"], at_least=0, at_most=1)
+        check_number("update_gap", group["update_gap"], at_least=1, integer=True)
+        check_choice("select", group["select"], (*SUBSPACES, "blocks"))
+        check_choice("block_order", group["block_order"], ("random", "ascending", "descending", "mirror"))
+        check_choice("state_free", group["state_free"], ("sign", "sgd", "none"))
+        check_number("full_lr_scale", group["full_lr_scale"], above=0)
+        check_number("free_lr_scale", group["free_lr_scale"], at_least=0)
+        check_choice("reset", group["reset"], ("changed", "always", "never"))
+        check_number("seed", group["seed"], at_least=0, at_most=2**31 - 1, integer=True)
+        for name in ("capturable", "differentiable"):
+            if group[name]:
+                raise InputError(f"{name}: True does not go with FRUGAL, which chooses its subspaces on the host")
+        if group["compile"] and not (isinstance(self._base, type) and issubclass(self._base, OptimizerBase)):
+            raise InputError(f"compile: {self._base.__name__} of torch.optim has no compiled step; allowed: False")
+        _dummy(self._base, {key: group[key] for key in self._base_keys})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As any optimizer's; complex parameters are refused by name."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        group["updates"] = 0
+        for position, param in enumerate(group["params"]):
+            if param.is_complex():
+                name = _name(len(self.param_groups) - 1, group, position)
+                self.param_groups.pop()
+                raise InputError(f"{name}: FRUGAL takes no complex parameters; allowed: floating-point")
+        self._inner = None
+
+    # state: the base optimizer's stands in the parameter's own, so that it is saved, moved and copied with it
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_base": self._base, "_base_keys": self._base_keys}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._inner, self._stand_ins = None, {}
+        super().__setstate__(state)
+        for group in self.param_groups:
+            if group["base"] != self._base.__name__:
+                raise InputError(f"base: the state is one of {group['base']}, this FRUGAL's is {self._base.__name__}")
+
+    def _new_state(self, group: dict[str, Any], param: Tensor) -> dict[str, Tensor]:
+        return {}
+
+    def _settle(self, group: dict[str, Any], param: Tensor, original: dict[str, Any] | None) -> None:
+        super()._settle(group, param, original)
+        counter = _FULL + "step"
+        if counter in self.state[param]:
+            count = original[counter] if original else self.state[param][counter]
+            self.state[param][counter] = count.detach().cpu().clone() if isinstance(count, Tensor) else count
+
+    def _state_dtype(self, param: Tensor, key: str) -> torch.dtype:
+        inner = self._base
+        if key.startswith(_FULL) and isinstance(inner, type) and issubclass(inner, OptimizerBase):
+            return inner._state_dtype(_BARE, param, key.removeprefix(_FULL))  # type: ignore[arg-type]
+        return state_dtype(param)
+
+    # the step
+
+    def _begin_step(self, collected: list[Collected]) -> None:
+        inner = self._prepare()
+        split: list[tuple[Collected, Tensor, Tensor]] = []
+        for part in collected:
+            group = part.group
+            active = self._active_blocks(group)
+            refresh = group["updates"] % group["update_gap"] == 0
+            for param, grad in zip(part.params, part.grads, strict=True):
+                grad = (-grad if group["maximize"] else grad).to(state_dtype(param))
+                self._choose(part, param, grad, refresh, active)
+                state = self.state[param]
+                if _is_split(group, param) and (active is None or id(param) not in active):
+                    split.append((part, param, grad))
+                    if "chosen" not in state:
+                        continue  # all of it is state-free
+                    subspace = SUBSPACES[group["select"]]
+                    grad = subspace.take(_matrix(grad), state["chosen"])
+                    value = subspace.take(_matrix(param.to(grad.dtype)), state["chosen"])
+                else:
+                    value = param.detach().to(state_dtype(param))  # of 32-bit weights the memory itself
+                stand_in = self._stand_ins[param]
+                stand_in.data, stand_in.grad = value, grad
+                inner.state[stand_in] = {
+                    key.removeprefix(_FULL): state[key] for key in state if key.startswith(_FULL)
+                }
+            group["updates"] += 1
+        inner.step()
+        self._store(collected, inner)
+        for part, param, grad in split:
+            self._update_split(part.group, param, grad)
+        for stand_in in self._stand_ins.values():
+            stand_in.grad, stand_in.data = None, stand_in.data.new_empty(0)
+        inner.state.clear()
+
+    def _update_group(self, part: Collected) -> None:
+        for param in part.params:
+            self.state[param]["step"] += 1
+
+    def _store(self, collected: list[Collected], inner: Optimizer) -> None:
+        """Take the base optimizer's new state, and the parameters that are its alone."""
+        for part in collected:
+            for param in part.params:
+                stand_in, state = self._stand_ins[param], self.state[param]
+                if stand_in.grad is None:
+                    continue
+                state.update({_FULL + key: value for key, value in inner.state[stand_in].items()})
+                if "chosen" not in state:
+                    if stand_in.dtype != param.dtype:
+                        _write(param, stand_in.data, part.group)
+                    else:
+                        torch.autograd.graph.increment_version(param)
+
+    def _update_split(self, group: dict[str, Any], param: Tensor, grad: Tensor) -> None:
+        """Everything outside the subspace, and the base optimizer's result put in its place."""
+        chosen = self.state[param].get("chosen")
+        subspace = SUBSPACES.get(group["select"])
+        weights, grad = _matrix(param.detach().to(grad.dtype)), _matrix(grad)
+        if chosen is None or subspace is None:
+            rest, grad = weights.clone(), grad
+        else:
+            rest, grad = subspace.without(weights, chosen), subspace.without(grad, chosen)
+        lr = group["lr"]
+        if decay := group.get("weight_decay", 0):
+            rest.mul_(1 - lr * decay)
+        if group["state_free"] != "none":
+            update = grad.sign() if group["state_free"] == "sign" else grad
+            rest.sub_(update * (lr * group["free_lr_scale"]))
+        if chosen is not None and subspace is not None:
+            subspace.put_(rest, chosen, self._stand_ins[param].data)
+        _write(param, rest.view(param.shape), group)
+
+    def _choose(
+        self, part: Collected, param: Tensor, grad: Tensor, refresh: bool, active: set[int] | None
+    ) -> None:
+        """Bring the parameter's subspace up to date, and forget what no longer holds."""
+        group, state = part.group, self.state[param]
+        if not _is_split(group, param):
+            changed = state.pop("chosen", None) is not None  # its group's options were changed
+        elif active is not None:
+            changed = state.pop("chosen", None) is not None
+            if id(param) not in active:
+                _forget(state)
+        elif group["density"] == 0:
+            changed = state.pop("chosen", None) is not None or any(key.startswith(_FULL) for key in state)
+        else:
+            if not refresh and "chosen" in state:
+                return
+            old = state.get("chosen")
+            position = next(i for i, other in enumerate(group["params"]) if other is param)
+            generator = _generator(group["seed"], part.index, position, group["updates"] // group["update_gap"])
+            new = SUBSPACES[group["select"]].choose(_matrix(grad), group["density"], generator)
+            changed = old is None or old.shape != new.shape or not torch.equal(old, new)
+            if old is not None and old.shape != new.shape:
+                _forget(state)  # moments of another shape
+            state["chosen"] = new
+        if (changed and group["reset"] == "changed") or (refresh and group["reset"] == "always"):
+            _forget(state)
+
+    def _active_blocks(self, group: dict[str, Any]) -> set[int] | None:
+        """Which of the matrices have state, by id; None if the choice is inside each matrix."""
+        if group["select"] != "blocks" or group["density"] == 1:
+            return None
+        blocks = [id(param) for param in group["params"] if param.ndim > 1]
+        taken = count(len(blocks), group["density"])
+        if taken == 0:
+            return set()
+        turn = group["updates"] // group["update_gap"]
+        per_pass = -(-len(blocks) // taken)
+        passes, within = divmod(turn, per_pass)
+        order = group["block_order"]
+        if order == "random":
+            drawn = torch.randperm(len(blocks), generator=_generator(group["seed"], passes)).tolist()
+            blocks = [blocks[i] for i in drawn]
+        elif order == "descending" or (order == "mirror" and passes % 2):
+            blocks.reverse()
+        return {blocks[(within * taken + i) % len(blocks)] for i in range(taken)}
+
+    def _prepare(self) -> Optimizer:
+        """The base optimizer over stand-ins, with the groups' options of this moment."""
+        if self._inner is None:
+            groups = []
+            for group in self.param_groups:
+                for plain in (True, False):
+                    stand_ins = []
+                    for param in group["params"]:
+                        if (param.ndim < 2) == plain:
+                            # two dimensions at first: what warns about flattened weights sees what it will be given
+                            empty = torch.empty([0] * min(param.ndim, 2), dtype=state_dtype(param), device=param.device)
+                            self._stand_ins[param] = torch.nn.Parameter(empty)
+                            stand_ins.append(self._stand_ins[param])
+                    options = {key: group[key] for key in self._base_keys}
+                    groups.append({"params": stand_ins, **options})
+            self._inner = self._base([group for group in groups if group["params"]])
+            self._inner_groups = [group for group in groups if group["params"]]
+        by_stand_in = {id(s): g for g in self._inner.param_groups for s in g["params"]}
+        for group in self.param_groups:
+            for param in group["params"]:
+                options = by_stand_in[id(self._stand_ins[param])]
+                scale = group["full_lr_scale"] if _is_split(group, param) else 1.0
+                options.update({key: group[key] for key in self._base_keys})
+                options.update({key: group[key] for key in _PASSED_ON if key in options})
+                if scale != 1:
+                    options["lr"] = group["lr"] * scale
+                    if "weight_decay" in options:
+                        options["weight_decay"] = group["weight_decay"] / scale  # decay goes with the plain lr
+        return self._inner
+
+    @staticmethod
+    def single(*args: Any, **options: Any) -> None:
+        """Not used: the rule is the base optimizer's."""
+        raise NotImplementedError
+
+    many = single
+
+
+_BARE = OptimizerBase.__new__(OptimizerBase)
+
+
+def _resolve(base: str | Callable[..., Optimizer]) -> Callable[..., Optimizer]:
+    if not isinstance(base, str):
+        if not callable(base) or not hasattr(base, "__name__"):
+            raise InputError(f"base: got {base!r}; allowed: an optimizer class, or one of {', '.join(_OWN + _TORCH)}")
+        return base
+    known = {name.lower(): name for name in _OWN + _TORCH}
+    name = known.get(base.lower())
+    if name is None:
+        check_choice("base", base, _OWN + _TORCH)
+    import genflow.optim
+
+    return getattr(genflow.optim if name in _OWN else torch.optim, str(name))
+
+
+def _dummy(base: Callable[..., Optimizer], options: dict[str, Any]) -> Optimizer:
+    """Lets the base optimizer check its options and say which it has."""
+    try:
+        return base([torch.zeros(2, 2, requires_grad=True)], **options)
+    except TypeError as error:
+        raise InputError(f"base_options: {getattr(base, '__name__', base)} refuses {options}: {error}") from error
+
+
+def _is_split(group: dict[str, Any], param: Tensor) -> bool:
+    return param.ndim > 1 and group["density"] < 1
+
+
+def _matrix(x: Tensor) -> Tensor:
+    return x.reshape(x.shape[0], -1)
+
+
+def _forget(state: dict[str, Any]) -> None:
+    for key in [key for key in state if key.startswith(_FULL)]:
+        del state[key]
+
+
+def _write(param: Tensor, result: Tensor, group: dict[str, Any]) -> None:
+    if group["stochastic_rounding"] and param.dtype == torch.bfloat16:
+        result = round_stochastically(result)
+    param.copy_(result)
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    """A generator of its own for each choice, so that nothing but the step count needs saving."""
+    seed = 0
+    for number in numbers:
+        seed = (seed * 1_000_003 + number + 1) % (2**63 - 25)
+    return torch.Generator().manual_seed(seed)
