@@ -18,8 +18,8 @@ class GHVBScheduler(PathScheduler, SchedulerMixin):
         order: a real number in (0, 5]; lower is more stable, as with few steps and much guidance.
         frame: ``auto``, ``epsilon``, ``velocity`` or ``denoised``.
         coefficients: ``published`` or ``matched``.
-        startup: ``multistep``, ``heun`` or ``rk4``; the last two are for runs from noise: image-to-image counts entries of
-            ``timesteps``, of which they put more at the start, and so would begin with more noise than asked.
+        startup: ``multistep``, ``heun`` or ``rk4``; the last two are for runs from noise: image-to-image counts entries
+            of ``timesteps``, of which they put more at the start, and so would begin with more noise than asked.
         **config: the keys of any diffusers scheduler (see :class:`~genflow.schedulers.base.PathScheduler`).
 
     Raises:

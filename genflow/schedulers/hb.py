@@ -21,8 +21,8 @@ class HBScheduler(PathScheduler, SchedulerMixin):
         variant: ``heavy-ball`` or ``nesterov``.
         frame: ``auto``, ``epsilon``, ``velocity`` or ``denoised``.
         coefficients: ``published`` or ``matched``.
-        startup: ``multistep``, ``heun`` or ``rk4``; the last two are for runs from noise: image-to-image counts entries of
-            ``timesteps``, of which they put more at the start, and so would begin with more noise than asked.
+        startup: ``multistep``, ``heun`` or ``rk4``; the last two are for runs from noise: image-to-image counts entries
+            of ``timesteps``, of which they put more at the start, and so would begin with more noise than asked.
         **config: the keys of any diffusers scheduler (see :class:`~genflow.schedulers.base.PathScheduler`).
 
     Raises:

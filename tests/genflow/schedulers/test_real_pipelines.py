@@ -88,7 +88,7 @@ def test_with_offload_hooks(tiny_pipelines, scheduler):
     with torch.no_grad():
         expected = tiny.run()
         tiny.pipe.enable_model_cpu_offload(device="cpu")
-        assert len(tiny.pipe._all_hooks) >= 2
+        assert tiny.pipe._all_hooks
         assert torch.equal(tiny.run(), expected)
         assert torch.equal(tiny.run(), expected)  # the hooks were laid anew
 
