@@ -108,16 +108,17 @@ def compare(
 
     The table gives each cell's distance from a long run of the same equation, the magnitude score (how much of the
     latents lies implausibly far out), saturation and contrast, the time of a step, and with --fd the Frechet
-    distance. The long run is kept in OUT and taken from there the next time.
+    distance. The long run is kept in OUT and taken from there the next time. Of a scheduler that draws noise the
+    distance says little.
 
     Examples:
 
     \b
       genflow compare
-      genflow compare --schedulers euler,ghvb:order=2.7,DPMSolverMultistepScheduler --steps 5,10,20
-      genflow compare --schedulers heun,dpm++ --evaluations 6,10 --fd 1024 --out quality/
-      genflow compare --guidance cfg,apg:eta=0 --guidance-scale 6 --steps 10 --reference-steps 200
-      genflow compare --model owner/name --prompt 'a red boat' --seeds 0-3 --reference none
+      genflow compare --schedulers ab:order=2,DPMSolverMultistepScheduler --steps 5,10
+      genflow compare --schedulers heun,dpm++ --evaluations 6,10 --fd 1024
+      genflow compare --guidance cfg,apg:eta=0 --guidance-scale 6 --reference-steps 200
+      genflow compare --model owner/name --prompt 'a red boat' --reference none
     """
     from_text = {
         "schedulers": parse_entries("--schedulers", schedulers),

@@ -126,10 +126,12 @@ def test_every_cell_starts_from_the_model_s_own_scheduler(genflow: Run, class_mo
 def test_other_pipelines(genflow: Run, kind: str, request: pytest.FixtureRequest) -> None:
     """In pixels with three channels, in latents with classes, in latents with a prompt."""
     prompt = ("--prompt", "a fox") if kind == "text_model" else ()
-    arguments = ("--schedulers", "euler,DDIMScheduler", "--steps", "3,5", "--batch-size", "2", *prompt)
+    guidance = ("--guidance", "cfg:scale=2,apg:scale=4:eta=0") if kind != "plain_model" else ()
+    arguments = ("--schedulers", "euler,DDIMScheduler", "--steps", "3,5", "--batch-size", "2", *prompt, *guidance)
     status, out, err = genflow("compare", "--model", request.getfixturevalue(kind), *arguments, *QUICK)
     assert (status, err) == (0, "")
     assert "distance" in out
+    assert len(figures()["cells"]) == (8 if guidance else 4)
     for cell in figures()["cells"]:
         assert cell["distance"] > 0
         assert 0 < cell["saturation"] <= 1
