@@ -189,7 +189,7 @@ def test_both_networks_of_wan_2_2_are_guided(tiny_pipelines: ModuleType) -> None
 SCHEDULERS = (
     "DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
     "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler", "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler", "EDMEulerScheduler", "euler", "heun",
+    "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler", "EDMEulerScheduler", "euler", "heun", "rk4", "ghvb",
 )  # fmt: skip
 
 
