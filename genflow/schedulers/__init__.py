@@ -70,7 +70,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "pfgm++": ("PFGMPlusPlusScheduler", {}),
     "sde": ("StochasticInterpolantScheduler", {}),
     "sde-heun": ("StochasticInterpolantScheduler", {"solver": "sde-heun"}),
-    "sde-exponential": ("StochasticInterpolantScheduler", {"solver": "sde-exponential"}),
+    "sde-euler": ("StochasticInterpolantScheduler", {"solver": "sde-euler"}),
     "overshooting": ("RectifiedFlowScheduler", {"solver": "overshooting"}),
     "refresh": ("RectifiedFlowScheduler", {"solver": "refresh"}),
 }

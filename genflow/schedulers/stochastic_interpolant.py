@@ -26,11 +26,15 @@ class StochasticInterpolantScheduler(PathScheduler, SchedulerMixin):
         diffusion: the coefficient D(t): ``constant``, ``sbdm``, ``sigma`` (default; SiT's command line), ``linear``,
             ``decreasing`` or ``increasing-decreasing``; see :mod:`genflow.solvers.diffusion`.
         norm: its factor; 1 by default. 0 is the ODE.
-        last_step: ``tweedie`` (default), ``mean`` (SiT's default), ``euler``, or None for an ordinary last step.
+        last_step: of ``sde-euler`` and ``sde-heun``: ``tweedie`` (default), ``mean`` (SiT's default), ``euler``, or
+            None for an ordinary last step.
         last_step_size: the time at which the last step begins; the steps before share the rest of the way. None
             (default) keeps the schedule's own; SiT's default is 0.04, for 250 steps. Given timesteps are kept.
-        solver: ``sde-euler`` (default), ``sde-heun``, ``sde-exponential`` (stable with few steps and large D), or
-            ``euler`` and ``heun`` for the ODE, which leave the options above unused.
+        solver: ``sde-exponential`` (default; exact for a constant prediction of the data, stable with few steps and
+            large D, and needs no last step of its own: ``last_step`` is not used), ``sde-euler`` (Euler-Maruyama,
+            SiT's), ``sde-heun``, or ``euler`` and ``heun`` for the ODE, which leave the options above unused. On the
+            shipped Fashion-MNIST model at 20 evaluations (FD of 256 images, evaluate/quality.py) the three SDE rules
+            gave 0.61, 1.33 and 0.64; Euler-Maruyama with ``last_step="mean"`` 1.48, with ``sbdm`` 2.72.
         frame: the solver's ``frame``; None for its default. With ``time`` in ``sde-euler`` the drift is integrated as
             SiT does on curved paths.
         **config: the keys of any diffusers scheduler (see :class:`~genflow.schedulers.base.PathScheduler`), or those
@@ -51,7 +55,7 @@ class StochasticInterpolantScheduler(PathScheduler, SchedulerMixin):
         norm: float = 1.0,
         last_step: str | None = "tweedie",
         last_step_size: float | None = None,
-        solver: str = "sde-euler",
+        solver: str = "sde-exponential",
         frame: str | None = None,
     ) -> None:
         self.order = _ORDERS[check_choice("solver", solver, _ORDERS)]

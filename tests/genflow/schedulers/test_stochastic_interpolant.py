@@ -68,13 +68,21 @@ def test_sits_grid():
     assert whole.times.tolist() == [1.0, 0.75, 0.5, 0.25]
 
 
-@pytest.mark.parametrize("last_step", ["mean", "tweedie", "euler", None])
+@pytest.mark.parametrize(
+    ("solver", "last_step"),
+    [*(("sde-euler", rule) for rule in ("mean", "tweedie", "euler", None)), ("sde-heun", "tweedie")],
+)
 @pytest.mark.parametrize("diffusion", DIFFUSIONS)
 @pytest.mark.parametrize("interpolant", ["Linear", "GVP", "VP"])
-def test_sits_networks_give_the_data(interpolant, diffusion, last_step):
+def test_sits_networks_give_the_data(interpolant, diffusion, solver, last_step):
     """Velocities in SiT's time and direction, from pure noise, never NaN: mean and deviation of the data."""
     scheduler = StochasticInterpolantScheduler(
-        diffusion=diffusion, last_step=last_step, last_step_size=0.02, interpolant=interpolant, reversed_time=True
+        diffusion=diffusion,
+        solver=solver,
+        last_step=last_step,
+        last_step_size=0.02,
+        interpolant=interpolant,
+        reversed_time=True,
     )
     scheduler.set_timesteps(100)
     x = run(scheduler, torch.randn(2, 3000, generator=torch.Generator().manual_seed(5)))
@@ -200,7 +208,7 @@ def test_the_rule_of_another_class_is_not_taken_over(tmp_path):
     saved = json.loads((tmp_path / "scheduler_config.json").read_text())
     for config in (ode.config, saved):
         sde = StochasticInterpolantScheduler.from_config(config)
-        assert sde.config.solver == "sde-euler"
+        assert sde.config.solver == "sde-exponential"
         assert sde.config.shift == 3.0
         assert StochasticInterpolantScheduler.from_config(sde.config, norm=2.0).config.norm == 2.0
         assert RectifiedFlowScheduler.from_config(sde.config).config.solver == "euler"
@@ -233,8 +241,8 @@ def test_sigmas_and_timesteps_of_the_callers(interpolant):
         ({"last_step_size": 0}, "last_step_size: got 0"),
         ({"last_step_size": 1.5}, "last_step_size: got 1.5"),
         ({"solver": "dopri5"}, "solver: 'dopri5' is not known"),
-        ({"solver": "sde-exponential", "frame": "time"}, "frame: 'time'; solver 'sde-exponential' has none"),
-        ({"frame": "velocity"}, "frame: 'velocity' is not known"),
+        ({"frame": "time"}, "frame: 'time'; solver 'sde-exponential' has none"),
+        ({"solver": "sde-euler", "frame": "velocity"}, "frame: 'velocity' is not known"),
         ({"diffusoin": "sigma"}, "did you mean 'diffusion'"),
         ({"interpolant": "GPV"}, "interpolant: 'GPV' is not known"),
         ({"interpolant": "linear", "reversed_time": 1}, "reversed_time: 1"),
