@@ -94,11 +94,12 @@ class Multistep(Solver):
     def _plan(self, frame: Frame) -> None:
         """Where the network is asked, and the stages of a Runge-Kutta start."""
         tableau = STARTUPS[self.startup]
+        starting = self._first + self.depth - 1 if self.depth > 1 else 0
         self._stages: dict[int, list[Stage]] = {}
         evaluations, owners, self._opens = [], [], []
         for n, (t, t_next) in enumerate(zip(self.times[:-1].tolist(), self.times[1:].tolist(), strict=True)):
             asked = np.array([t])
-            if tableau and n < self._first + self.depth - 1 and t_next > 0:
+            if tableau and n < starting and t_next > 0:
                 on_clock = frame if n >= self._first else FRAMES["velocity"]
                 asked, self._stages[n] = stages(tableau, on_clock, self.path, t, t_next)
             self._opens.append(len(evaluations))

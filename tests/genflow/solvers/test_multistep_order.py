@@ -1,0 +1,65 @@
+"""Order of convergence of every multistep rule, on exact Gaussian and Gaussian-mixture data, on every kind of path."""
+
+import numpy as np
+import pytest
+import torch
+
+from genflow.paths import EDMPath, LinearPath, Path, TrigonometricPath, VPPath
+from genflow.solvers import GHVB, HB, AdamsBashforth, DPMSolverPP, RungeKutta4, Solver
+
+PATHS = [VPPath.linear(), EDMPath(10.0), LinearPath(), TrigonometricPath()]
+COUNTS = {1: (80, 110, 160, 220), 2: (110, 150, 210, 300), 3: (120, 170, 240, 340), 4: (160, 220, 300, 420)}
+
+
+def grid(path: Path, levels: tuple[float, float], steps: int, spacing: str) -> np.ndarray:
+    high, low = levels
+    if spacing == "uniform":
+        return np.linspace(path.time(high), path.time(low), steps + 1)
+    return path.time(np.linspace(high ** (1 / 7), low ** (1 / 7), steps + 1) ** 7)
+
+
+def slope(data, path: Path, solver: Solver, spacing: str, counts: tuple[int, ...]) -> tuple[float, list[float]]:
+    """Minus the slope of log error against log steps, and the errors."""
+    errors, model = [], data.model(path)
+    start, end = grid(path, data.levels, 1, spacing)
+    first = torch.linspace(-1.5, 1.5, 8, dtype=torch.float64).reshape(2, 4) * path.sigma(float(start))
+    exact = data.flow(path, first, start, end)
+    for steps in counts:
+        x = first
+        solver.start(path, grid(path, data.levels, steps, spacing))
+        path.remember(solver.evaluations)
+        for i, t in enumerate(solver.evaluations.tolist()):
+            x = solver.step(x, model.predict(x, t), i)
+        errors.append((x - exact).pow(2).mean().sqrt().item())
+    return -np.polyfit(np.log(counts), np.log(errors), 1)[0], errors
+
+
+def cases() -> list[tuple[Solver, int]]:
+    """Every rule with the order it should show; a start-up that does not cap it from the third order on."""
+    found: list[tuple[Solver, int]] = [(DPMSolverPP(2), 2), (DPMSolverPP(2, "matched"), 2)]
+    found += [(DPMSolverPP(3, "matched", "heun"), 3), (DPMSolverPP(3, "published", "heun"), 2)]
+    for frame in ("epsilon", "velocity", "denoised"):
+        found += [(AdamsBashforth(2, frame, "matched"), 2), (AdamsBashforth(3, frame, "matched", "heun"), 3)]
+        found += [(AdamsBashforth(4, frame, "matched", "rk4"), 4), (GHVB(1.7, frame, "matched"), 2)]
+        found += [(GHVB(2.7, frame, "matched", "heun"), 3), (GHVB(3.7, frame, "matched", "rk4"), 4)]
+        found += [(RungeKutta4(frame), 4)]
+    return [*found, (AdamsBashforth(1), 1), (GHVB(0.7), 1), (HB(2, 0.5), 1), (HB(2, 0.5, "dpm++"), 1)]
+
+
+CASES = cases()
+
+
+@pytest.mark.parametrize("spacing", ["uniform", "karras"])
+@pytest.mark.parametrize(
+    ("data", "path"),
+    [("gaussian", p) for p in PATHS] + [("mixture", PATHS[0]), ("mixture", PATHS[2])],
+    indirect=["data"],
+    ids=str,
+)
+def test_order(data, path: Path, spacing: str) -> None:
+    wrong = []
+    for solver, order in CASES:
+        found, errors = slope(data, path, solver, spacing, COUNTS[order])
+        if abs(found - order) > 0.15:
+            wrong.append(f"{solver.to_config()}: {found:.2f} for {order}, {errors[-1]:.1e}")
+    assert not wrong, "\n".join(wrong)
