@@ -8,6 +8,7 @@ _HOMES = {
     "AdamP": "adamp",
     "Adan": "adan",
     "DiffGrad": "diffgrad",
+    "FRUGAL": "frugal",
     "Flags": "options",
     "KAPPAS": "kappas",
     "Kappa": "kappas",

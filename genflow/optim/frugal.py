@@ -1,7 +1,7 @@
 """FRUGAL. Zmushko et al., "FRUGAL: Memory-Efficient Optimization by Reducing State Overhead for Scalable Training",
 arXiv 2411.07837, Algorithm 1."""
 
-from collections.abc import Callable, Iterator
+import inspect
 from typing import Any, Literal, Unpack
 
 import torch
@@ -11,13 +11,12 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from genflow.errors import InputError, check_choice, check_number
 from genflow.optim.base import Collected, OptimizerBase, _name
 from genflow.optim.execution import round_stochastically, state_dtype
-from genflow.optim.options import FLAG_DEFAULTS, Flags
+from genflow.optim.options import FLAG_DEFAULTS, Flags, check_lr
+from genflow.optim.registry import optimizer_class
 from genflow.optim.subspaces import SUBSPACES, count
 
 __all__ = ["FRUGAL"]
 
-_OWN = ("AdaBelief", "AdaGradNorm", "AdamP", "Adan", "DiffGrad", "Lion", "LionK", "SGDP", "StableSPAM")
-_TORCH = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SGD")
 _FULL = "full_"  # state of the state-full optimizer, in the state of the parameter
 _PASSED_ON = ("foreach", "compile")
 
@@ -38,14 +37,16 @@ class FRUGAL(OptimizerBase):
     step, not between steps.
 
     Of the authors' code this differs where that departs from the paper (its momentum starts from the weights) and
-    in that a base optimizer's state is kept where the subspace did not change; ``reset="always"`` is theirs.
+    in that a base optimizer's state is kept where the subspace did not change (``reset="always"`` is theirs), and in
+    that a residual that is only rounding, as of a gradient of low rank in its singular basis, counts as zero.
 
     Args:
         params: parameters, named parameters or groups; real, not complex.
         lr: default 1e-3.
         weight_decay: None (default) is the base optimizer's own default (0.01 for AdamW). Where no state is kept,
             the decay is decoupled, times ``lr``.
-        base: the state-full optimizer: a name out of this package or torch.optim, or a class. Default "AdamW".
+        base: the state-full optimizer: a name of :data:`genflow.optim.OPTIMIZERS`, an import path or a class; it
+            must work without a closure. Default "adamw".
         base_options: its further options, which may also stand in parameter groups. Default none.
         density: the part with state, in [0, 1]; default 0.25. 0 is the state-free rule, 1 the base optimizer.
         update_gap: steps between choices; default 200.
@@ -71,7 +72,7 @@ class FRUGAL(OptimizerBase):
         lr: float | Tensor = 1e-3,
         weight_decay: float | None = None,
         *,
-        base: str | Callable[..., Optimizer] = "AdamW",
+        base: str | type[Optimizer] = "adamw",
         base_options: dict[str, Any] | None = None,
         density: float = 0.25,
         update_gap: int = 200,
@@ -84,6 +85,9 @@ class FRUGAL(OptimizerBase):
         seed: int = 0,
         **flags: Unpack[Flags],
     ) -> None:
+        check_lr(lr)
+        if weight_decay is not None:
+            check_number("weight_decay", weight_decay, at_least=0)
         self._base = _resolve(base)
         self._inner: Optimizer | None = None
         self._stand_ins: dict[Tensor, Tensor] = {}
@@ -124,9 +128,10 @@ class FRUGAL(OptimizerBase):
         for name in ("capturable", "differentiable"):
             if group[name]:
                 raise InputError(f"{name}: True does not go with FRUGAL, which chooses its subspaces on the host")
-        if group["compile"] and not (isinstance(self._base, type) and issubclass(self._base, OptimizerBase)):
+        if group["compile"] and not issubclass(self._base, OptimizerBase):
             raise InputError(f"compile: {self._base.__name__} of torch.optim has no compiled step; allowed: False")
-        _dummy(self._base, {key: group[key] for key in self._base_keys})
+        taken = inspect.signature(self._base).parameters
+        _dummy(self._base, {key: group[key] for key in self._base_keys if key in taken})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As any optimizer's; complex parameters are refused by name."""
@@ -134,10 +139,13 @@ class FRUGAL(OptimizerBase):
         group = self.param_groups[-1]
         group["updates"] = 0
         for position, param in enumerate(group["params"]):
-            if param.is_complex():
+            problem = "complex" if param.is_complex() else ""
+            if hasattr(param, "device_mesh") and _is_split(group, param):
+                problem = "a DTensor, of which a subspace would need all shards"
+            if problem:
                 name = _name(len(self.param_groups) - 1, group, position)
                 self.param_groups.pop()
-                raise InputError(f"{name}: FRUGAL takes no complex parameters; allowed: floating-point")
+                raise InputError(f"{name} is {problem}; allowed: plain floating-point tensors (DTensors at density=1)")
         self._inner = None
 
     # state: the base optimizer's stands in the parameter's own, so that it is saved, moved and copied with it
@@ -164,8 +172,8 @@ class FRUGAL(OptimizerBase):
 
     def _state_dtype(self, param: Tensor, key: str) -> torch.dtype:
         inner = self._base
-        if key.startswith(_FULL) and isinstance(inner, type) and issubclass(inner, OptimizerBase):
-            return inner._state_dtype(_BARE, param, key.removeprefix(_FULL))  # type: ignore[arg-type]
+        if key.startswith(_FULL) and issubclass(inner, OptimizerBase):
+            return inner.__new__(inner)._state_dtype(param, key.removeprefix(_FULL))
         return state_dtype(param)
 
     # the step
@@ -192,10 +200,11 @@ class FRUGAL(OptimizerBase):
                     value = param.detach().to(state_dtype(param))  # of 32-bit weights the memory itself
                 stand_in = self._stand_ins[param]
                 stand_in.data, stand_in.grad = value, grad
-                inner.state[stand_in] = {
-                    key.removeprefix(_FULL): state[key] for key in state if key.startswith(_FULL)
-                }
             group["updates"] += 1
+        for param, stand_in in self._stand_ins.items():
+            # of all tensors, also those without gradient: some rules sum over them
+            state = self.state.get(param, {})
+            inner.state[stand_in] = {key.removeprefix(_FULL): state[key] for key in state if key.startswith(_FULL)}
         inner.step()
         self._store(collected, inner)
         for part, param, grad in split:
@@ -205,8 +214,8 @@ class FRUGAL(OptimizerBase):
         inner.state.clear()
 
     def _update_group(self, part: Collected) -> None:
-        for param in part.params:
-            self.state[param]["step"] += 1
+        if part.params:
+            torch._foreach_add_([self.state[param]["step"] for param in part.params], 1)
 
     def _store(self, collected: list[Collected], inner: Optimizer) -> None:
         """Take the base optimizer's new state, and the parameters that are its alone."""
@@ -228,9 +237,9 @@ class FRUGAL(OptimizerBase):
         subspace = SUBSPACES.get(group["select"])
         weights, grad = _matrix(param.detach().to(grad.dtype)), _matrix(grad)
         if chosen is None or subspace is None:
-            rest, grad = weights.clone(), grad
+            rest = weights.clone()
         else:
-            rest, grad = subspace.without(weights, chosen), subspace.without(grad, chosen)
+            rest, grad = subspace.without(weights, chosen), subspace.residual(grad, chosen)
         lr = group["lr"]
         if decay := group.get("weight_decay", 0):
             rest.mul_(1 - lr * decay)
@@ -241,9 +250,7 @@ class FRUGAL(OptimizerBase):
             subspace.put_(rest, chosen, self._stand_ins[param].data)
         _write(param, rest.view(param.shape), group)
 
-    def _choose(
-        self, part: Collected, param: Tensor, grad: Tensor, refresh: bool, active: set[int] | None
-    ) -> None:
+    def _choose(self, part: Collected, param: Tensor, grad: Tensor, refresh: bool, active: set[int] | None) -> None:
         """Bring the parameter's subspace up to date, and forget what no longer holds."""
         group, state = part.group, self.state[param]
         if not _is_split(group, param):
@@ -265,7 +272,8 @@ class FRUGAL(OptimizerBase):
             if old is not None and old.shape != new.shape:
                 _forget(state)  # moments of another shape
             state["chosen"] = new
-        if (changed and group["reset"] == "changed") or (refresh and group["reset"] == "always"):
+        always = refresh and group["reset"] == "always" and param.ndim > 1
+        if always or (changed and group["reset"] == "changed"):
             _forget(state)
 
     def _active_blocks(self, group: dict[str, Any]) -> set[int] | None:
@@ -288,33 +296,29 @@ class FRUGAL(OptimizerBase):
         return {blocks[(within * taken + i) % len(blocks)] for i in range(taken)}
 
     def _prepare(self) -> Optimizer:
-        """The base optimizer over stand-ins, with the groups' options of this moment."""
+        """The base optimizer over stand-ins, with the groups' options of this moment and the state of all tensors."""
         if self._inner is None:
-            groups = []
+            groups: list[dict[str, Any]] = []
+            self._links, self._stand_ins = [], {}
             for group in self.param_groups:
-                for plain in (True, False):
-                    stand_ins = []
-                    for param in group["params"]:
-                        if (param.ndim < 2) == plain:
-                            # two dimensions at first: what warns about flattened weights sees what it will be given
-                            empty = torch.empty([0] * min(param.ndim, 2), dtype=state_dtype(param), device=param.device)
-                            self._stand_ins[param] = torch.nn.Parameter(empty)
-                            stand_ins.append(self._stand_ins[param])
-                    options = {key: group[key] for key in self._base_keys}
-                    groups.append({"params": stand_ins, **options})
-            self._inner = self._base([group for group in groups if group["params"]])
-            self._inner_groups = [group for group in groups if group["params"]]
-        by_stand_in = {id(s): g for g in self._inner.param_groups for s in g["params"]}
-        for group in self.param_groups:
-            for param in group["params"]:
-                options = by_stand_in[id(self._stand_ins[param])]
-                scale = group["full_lr_scale"] if _is_split(group, param) else 1.0
-                options.update({key: group[key] for key in self._base_keys})
-                options.update({key: group[key] for key in _PASSED_ON if key in options})
-                if scale != 1:
-                    options["lr"] = group["lr"] * scale
-                    if "weight_decay" in options:
-                        options["weight_decay"] = group["weight_decay"] / scale  # decay goes with the plain lr
+                matrices = [param for param in group["params"] if param.ndim > 1]
+                for params in (matrices, [param for param in group["params"] if param.ndim < 2]):
+                    if params:
+                        # dimensions at first as later: some optimizers warn about flattened weights
+                        stand_ins = [param.detach().new_empty([0] * min(param.ndim, 2)) for param in params]
+                        stand_ins = [torch.nn.Parameter(s.to(state_dtype(s))) for s in stand_ins]
+                        self._stand_ins.update(zip(params, stand_ins, strict=True))
+                        self._links.append((group, params is matrices))
+                        groups.append({"params": stand_ins, **{key: group[key] for key in self._base_keys}})
+            self._inner = self._base(groups)
+        for (group, matrices), options in zip(self._links, self._inner.param_groups, strict=True):
+            options.update({key: group[key] for key in self._base_keys})
+            options.update({key: group[key] for key in _PASSED_ON if key in options})
+            scale = group["full_lr_scale"] if matrices and group["density"] < 1 else 1.0
+            if scale != 1:
+                options["lr"] = group["lr"] * scale
+                if "weight_decay" in options:
+                    options["weight_decay"] = group["weight_decay"] / scale  # decay goes with the plain lr
         return self._inner
 
     @staticmethod
@@ -325,29 +329,19 @@ class FRUGAL(OptimizerBase):
     many = single
 
 
-_BARE = OptimizerBase.__new__(OptimizerBase)
+def _resolve(base: str | type[Optimizer]) -> type[Optimizer]:
+    cls = optimizer_class(base) if isinstance(base, str) else base
+    if not (isinstance(cls, type) and issubclass(cls, Optimizer)) or issubclass(cls, FRUGAL):
+        raise InputError(f"base: got {base!r}; allowed: a name of genflow.optim.OPTIMIZERS, or an optimizer class")
+    return cls
 
 
-def _resolve(base: str | Callable[..., Optimizer]) -> Callable[..., Optimizer]:
-    if not isinstance(base, str):
-        if not callable(base) or not hasattr(base, "__name__"):
-            raise InputError(f"base: got {base!r}; allowed: an optimizer class, or one of {', '.join(_OWN + _TORCH)}")
-        return base
-    known = {name.lower(): name for name in _OWN + _TORCH}
-    name = known.get(base.lower())
-    if name is None:
-        check_choice("base", base, _OWN + _TORCH)
-    import genflow.optim
-
-    return getattr(genflow.optim if name in _OWN else torch.optim, str(name))
-
-
-def _dummy(base: Callable[..., Optimizer], options: dict[str, Any]) -> Optimizer:
+def _dummy(base: type[Optimizer], options: dict[str, Any]) -> Optimizer:
     """Lets the base optimizer check its options and say which it has."""
     try:
         return base([torch.zeros(2, 2, requires_grad=True)], **options)
     except TypeError as error:
-        raise InputError(f"base_options: {getattr(base, '__name__', base)} refuses {options}: {error}") from error
+        raise InputError(f"base_options: {base.__name__}: {error}") from error
 
 
 def _is_split(group: dict[str, Any], param: Tensor) -> bool:

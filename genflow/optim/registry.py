@@ -16,6 +16,7 @@ OPTIMIZERS: dict[str, str] = {
     "adamp": "genflow.optim.adamp:AdamP",
     "adan": "genflow.optim.adan:Adan",
     "diffgrad": "genflow.optim.diffgrad:DiffGrad",
+    "frugal": "genflow.optim.frugal:FRUGAL",
     "lion": "genflow.optim.lion:Lion",
     "lion-k": "genflow.optim.lion_k:LionK",
     "sgdp": "genflow.optim.sgdp:SGDP",

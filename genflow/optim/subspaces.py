@@ -29,9 +29,13 @@ class Subspace(ABC):
     def without(self, x: Tensor, chosen: Tensor) -> Tensor:
         """A new matrix: ``x`` less its part."""
 
+    def residual(self, grad: Tensor, chosen: Tensor) -> Tensor:
+        """As :meth:`without`, for a gradient: what is only rounding is zero, for its sign would be of full size."""
+        return self.without(grad, chosen)
+
     @abstractmethod
     def put_(self, x: Tensor, chosen: Tensor, values: Tensor) -> None:
-        """Add the matrix with coordinates ``values`` to ``x``, whose coordinates there must be zero if they are entries."""
+        """Put the matrix with coordinates ``values`` into ``x``: entries are replaced, bases added to the rest."""
 
 
 class _Lines(Subspace):
@@ -97,9 +101,12 @@ class _Basis(Subspace):
         return chosen @ values if self._left(x) else values @ chosen.T
 
     def without(self, x: Tensor, chosen: Tensor) -> Tensor:
-        if chosen.shape[0] == chosen.shape[1]:
-            return torch.zeros_like(x)  # nothing is left; rounding would leave noise, whose sign is of full size
         return x - self._lift(x, chosen, self.take(x, chosen))
+
+    def residual(self, grad: Tensor, chosen: Tensor) -> Tensor:
+        rest = self.without(grad, chosen)
+        noise = 4 * max(grad.shape) * torch.finfo(grad.dtype).eps * grad.abs().amax()
+        return torch.where(rest.abs() > noise, rest, 0)
 
     def put_(self, x: Tensor, chosen: Tensor, values: Tensor) -> None:
         x.add_(self._lift(x, chosen, values))
