@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from genflow.errors import check_choice, check_number
-from genflow.optim.base import Collected, OptimizerBase
+from genflow.optim.base import OptimizerBase
+from genflow.optim.batches import Collected
 from genflow.optim.execution import state_dtype
 from genflow.optim.options import Flags
 from genflow.optim.scalars import Scalar, Scalars

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from genflow.errors import check_number
-from genflow.optim.base import Collected, OptimizerBase
+from genflow.optim.base import OptimizerBase
+from genflow.optim.batches import Collected
 from genflow.optim.options import Flags, check_betas
 from genflow.optim.scalars import Scalar, Scalars, add_scaled_, many_add_scaled_, select, sqrt
 

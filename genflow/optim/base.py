@@ -13,35 +13,20 @@ A subclass gives
 """
 
 import types
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
-from torch.utils._foreach_utils import _get_foreach_kernels_supported_devices
 
 from genflow.errors import InputError, NonFiniteError, check_number
+from genflow.optim.batches import Batch, Collected, chunks, count_step, split_by_form
 from genflow.optim.execution import Rule, run_many, run_single, state_dtype
 from genflow.optim.options import FLAG_DEFAULTS, check_flags, check_lr
 from genflow.optim.scalars import Scalar
 
-__all__ = ["FOREACH_NUMEL", "Collected", "OptimizerBase"]
-
-FOREACH_NUMEL = 16384
-"""On a CPU the multi-tensor form is the default for tensors up to this size; larger ones lose the cache to it."""
-
-_PLAIN = (Tensor, torch.nn.Parameter)  # exact types: subclasses such as DTensor may lack the multi-tensor operations
-_ONE = torch.ones(())
-
-
-class Collected(NamedTuple):
-    """The parameters of one group that have a gradient, and the gradients."""
-
-    index: int
-    group: dict[str, Any]
-    params: list[Tensor]
-    grads: list[Tensor]
+__all__ = ["OptimizerBase"]
 
 
 class OptimizerBase(Optimizer):
@@ -212,10 +197,12 @@ class OptimizerBase(Optimizer):
             return loss
         for part in collected:
             for param in part.params:
-                if len(self.state[param]) == 0:
+                state = self.state[param]
+                if not state:
                     home = param.device if self._on_device(part.group) else torch.device("cpu")
-                    self.state[param]["step"] = torch.zeros((), dtype=torch.float32, device=home)
-                    self.state[param].update(self._new_state(part.group, param))
+                    state["step"] = torch.zeros((), dtype=torch.float32, device=home)
+                    state.update(self._new_state(part.group, param))
+                part.states.append(state)
         self._begin_step(collected)
         for part in collected:
             self._update_group(part)
@@ -242,7 +229,7 @@ class OptimizerBase(Optimizer):
             if param.numel():
                 params.append(param)
                 grads.append(grad)
-        return Collected(index, group, params, grads)
+        return Collected(index, group, params, grads, [])
 
     def _finite(self, collected: list[Collected]) -> bool:
         """False if the step is to be left out."""
@@ -268,71 +255,52 @@ class OptimizerBase(Optimizer):
         lr = group["lr"]
         if isinstance(lr, Tensor) and lr.ndim:
             lr = lr.squeeze()
-        flags = group["maximize"], group["stochastic_rounding"]
-        for alike, their_grads in self._batches(part):
-            device, wide = alike[0].device, state_dtype(alike[0]).to_real()
-            constants = self._constants(group, alike[0].dtype)
-            for params, grads, t in self._by_count(group, alike, their_grads):
+        for alike in split_by_form(part):
+            device, wide = alike.params[0].device, state_dtype(alike.params[0]).to_real()
+            constants = self._constants(group, alike.params[0].dtype)
+            for batch, t in count_step(alike, self._on_device(group)):
                 scalars = {key: _like(value, wide, device) for key, value in self._scalars(group, lr, t).items()}
-                if self._use_many(group, params[0]):
-                    columns = {k: v.unbind() if isinstance(v, Tensor) and v.ndim else v for k, v in scalars.items()}
-                    states = [self.state[param] for param in params]
-                    buffers = {key: [state[key] for state in states] for key in states[0] if key != "step"}
-                    self._many_runner(part, params, columns)(
-                        type(self).many, params, grads, buffers, columns | constants, *flags
-                    )
-                    continue
-                for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
-                    values = {k: v[index] if isinstance(v, Tensor) and v.ndim else v for k, v in scalars.items()}
-                    buffers = {key: value for key, value in self.state[param].items() if key != "step"}
-                    if group["differentiable"]:
-                        # autograd holds on to the old ones
-                        buffers = {key: value.clone() for key, value in buffers.items()}
-                        self.state[param].update(buffers)
-                    run_single(type(self).single, param, grad, buffers, values | constants, *flags)
+                if batch.many:
+                    self._update_many(part, batch, scalars, constants)
+                else:
+                    self._update_each(group, batch, scalars, constants)
 
-    def _batches(self, part: Collected) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-        """Split by what cannot be mixed: device, dtype, and the form that is used."""
-        batches: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
-        for param, grad in zip(part.params, part.grads, strict=True):
-            key = param.device, param.dtype, self._use_many(part.group, param)
-            params, grads = batches.setdefault(key, ([], []))
-            params.append(param)
-            grads.append(grad)
-        yield from batches.values()
+    def _update_many(
+        self, part: Collected, batch: Batch, scalars: dict[str, Scalar], constants: dict[str, Any]
+    ) -> None:
+        params, grads, states = batch.params, batch.grads, batch.states
+        compiled = part.group["compile"] or torch.compiler.is_compiling()
+        columns = {key: list(v.unbind()) if isinstance(v, Tensor) and v.ndim else v for key, v in scalars.items()}
+        runner = self._many_runner(part, params, columns)
+        names = [key for key in states[0] if key != "step"]
+        for run in [slice(None)] if compiled else chunks(params):
+            buffers = {name: [state[name] for state in states[run]] for name in names}
+            values = {key: value[run] if isinstance(value, list) else value for key, value in columns.items()}
+            values.update(constants)
+            runner(
+                type(self).many,
+                params[run],
+                grads[run],
+                buffers,
+                values,
+                part.group["maximize"],
+                part.group["stochastic_rounding"],
+            )
 
-    def _by_count(
-        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
-    ) -> Iterable[tuple[list[Tensor], list[Tensor], Scalar]]:
-        """Count this step, and split by the count: parameters that joined late have a smaller one."""
-        steps = [self.state[param]["step"] for param in params]
-        if self._on_device(group):
-            torch._foreach_add_(steps, 1)
-            wide = torch.float32 if steps[0].device.type == "mps" else torch.float64
-            return [(params, grads, torch.stack(steps).to(wide))]
-        torch._foreach_add_(steps, _ONE, alpha=1.0)  # faster than a number, which torch would wrap for each
-        counts = torch.stack(steps).tolist()
-        if len(set(counts)) == 1:
-            return [(params, grads, counts[0])]
-        split: dict[float, tuple[list[Tensor], list[Tensor], float]] = {}
-        for param, grad, count in zip(params, grads, counts, strict=True):
-            mine = split.setdefault(count, ([], [], count))
-            mine[0].append(param)
-            mine[1].append(grad)
-        return list(split.values())
-
-    def _use_many(self, group: dict[str, Any], param: Tensor) -> bool:
-        if group["differentiable"]:
-            return False
-        if group["foreach"] is not None and not group["compile"]:
-            return group["foreach"]
-        if type(param) not in _PLAIN:
-            return False
-        if group["compile"] or torch.compiler.is_compiling():
-            return True
-        if param.device.type == "cpu":
-            return param.numel() <= FOREACH_NUMEL
-        return param.device.type in _get_foreach_kernels_supported_devices()
+    def _update_each(
+        self, group: dict[str, Any], batch: Batch, scalars: dict[str, Scalar], constants: dict[str, Any]
+    ) -> None:
+        rule, maximize, stochastic = type(self).single, group["maximize"], group["stochastic_rounding"]
+        values = scalars | constants
+        vectors = [key for key, value in scalars.items() if isinstance(value, Tensor) and value.ndim]
+        for index, (param, grad, state) in enumerate(zip(batch.params, batch.grads, batch.states, strict=True)):
+            values.update({key: scalars[key][index] for key in vectors})
+            buffers = state.copy()
+            del buffers["step"]
+            if group["differentiable"]:  # autograd holds on to the old ones
+                buffers = {key: value.clone() for key, value in buffers.items()}
+                state.update(buffers)
+            run_single(rule, param, grad, buffers, values, maximize, stochastic)
 
     def _many_runner(self, part: Collected, params: list[Tensor], columns: dict[str, Any]) -> Callable[..., None]:
         """:func:`run_many`, compiled if the group says so; one graph for each kind of batch."""

@@ -15,7 +15,7 @@ class Flags(TypedDict, total=False):
     """Options common to all optimizers; each may also be set in a parameter group.
 
     foreach: the multi-tensor form. None (default) decides by device and size: always on accelerators, on a
-        CPU for tensors of at most :data:`genflow.optim.base.FOREACH_NUMEL` entries.
+        CPU for tensors of at most :data:`genflow.optim.batches.FOREACH_NUMEL` entries.
     maximize: ascend instead of descend. Default False.
     capturable: keep step counts on the device and branch on no value of theirs (CUDA graphs). Default False.
     differentiable: let autograd see the step; single-tensor form. Default False.

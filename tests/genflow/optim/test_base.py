@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import genflow.optim
 from genflow.errors import InputError, NonFiniteError
 from genflow.optim import SGDP, AdaBelief, AdaGradNorm, AdamP, Adan, DiffGrad, Lion, LionK, StableSPAM
-from genflow.optim.base import FOREACH_NUMEL
+from genflow.optim.batches import FOREACH_NUMEL, Collected, chunks, split_by_form
 from genflow.optim.execution import round_stochastically
 
 ALL = [AdaBelief, Adan, AdamP, SGDP, DiffGrad, Lion, LionK, StableSPAM, AdaGradNorm]
@@ -294,19 +294,31 @@ def test_forms_agree(cls: type, options: dict[str, Any]) -> None:
 
 
 def test_default_form_goes_by_device_and_size() -> None:
-    optimizer = Lion(make_params())
-    group = optimizer.param_groups[0]
-
     class Own(Tensor):
         pass
 
     small, large = torch.zeros(FOREACH_NUMEL), torch.zeros(FOREACH_NUMEL + 1)
-    assert optimizer._use_many(group, small)
-    assert not optimizer._use_many(group, large)
-    assert not optimizer._use_many(group, small.as_subclass(Own))
-    assert optimizer._use_many(group | {"foreach": True}, large)
-    assert not optimizer._use_many(group | {"foreach": False}, small)
-    assert not optimizer._use_many(group | {"differentiable": True}, small)
+
+    def form(param: Tensor, **flags: Any) -> bool:
+        group = Lion([nn.Parameter(torch.zeros(1))]).param_groups[0] | flags
+        (batch,) = split_by_form(Collected(0, group, [param], [param], [{}]))
+        return batch.many
+
+    assert form(small)
+    assert not form(large)
+    assert not form(small.as_subclass(Own))
+    assert form(large, foreach=True)
+    assert not form(small, foreach=False)
+    assert not form(small, differentiable=True)
+    assert form(large, compile=True)
+
+
+def test_chunks_cover_all_in_order() -> None:
+    params = [torch.zeros(n) for n in (10, 70000, 3, 40000, 20000, 6000, 1)]
+    runs = list(chunks(params))
+    assert [i for run in runs for i in range(*run.indices(7))] == list(range(7))
+    assert [run.stop - run.start for run in runs] == [1, 1, 3, 2]
+    assert list(chunks([p.to("meta") for p in params])) == [slice(None)]
 
 
 @every
