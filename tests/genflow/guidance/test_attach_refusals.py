@@ -226,11 +226,12 @@ class HomeMade:
         self.kind, self.scheduler, self.unet = kind, scheduler, Two()
 
     @torch.no_grad()
-    def __call__(self, guidance_scale: float = 4.0, batch: int = 1) -> Tensor:
-        self.scheduler.set_timesteps(4)
+    def __call__(self, guidance_scale: float = 4.0, batch: int = 1, rounds: int = 1) -> Tensor:
         x = torch.randn(batch, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-        for t in self.scheduler.timesteps:
-            x = self.scheduler.step(self.predict(x, t, guidance_scale), t, x).prev_sample
+        for _ in range(rounds):
+            self.scheduler.set_timesteps(4)
+            for t in self.scheduler.timesteps:
+                x = self.scheduler.step(self.predict(x, t, guidance_scale), t, x).prev_sample
         return x
 
     def predict(self, x: Tensor, t: Tensor, scale: float) -> Tensor:
@@ -266,6 +267,14 @@ def test_an_unknown_pipeline_is_understood(kind: str, batch: int, tiny_pipelines
     own = pipe(7.0, batch)
     with guide(pipe, CFG(7.0)):
         torch.testing.assert_close(pipe(batch=batch), own, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["halves", "two"])
+def test_two_schedules_in_one_call_are_two_runs(kind: str, tiny_pipelines: ModuleType) -> None:
+    pipe = HomeMade(kind, tiny_pipelines.ddim())
+    own = pipe(7.0, rounds=2)
+    with guide(pipe, CFG(7.0)):
+        torch.testing.assert_close(pipe(rounds=2), own, rtol=1e-4, atol=1e-4 * float(own.abs().max()))
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
