@@ -1,7 +1,6 @@
 """FRUGAL. Zmushko et al., "FRUGAL: Memory-Efficient Optimization by Reducing State Overhead for Scalable Training",
 arXiv 2411.07837, Algorithm 1."""
 
-import inspect
 from typing import Any, Literal, Unpack
 
 import torch
@@ -9,19 +8,16 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from genflow.errors import InputError, check_choice, check_number
-from genflow.optim.base import Collected, OptimizerBase, _name
-from genflow.optim.execution import round_stochastically, state_dtype
-from genflow.optim.options import FLAG_DEFAULTS, Flags, check_lr
-from genflow.optim.registry import optimizer_class
+from genflow.optim.base import Collected, _name
+from genflow.optim.execution import state_dtype
+from genflow.optim.nested import BASE, NestedOptimizer
+from genflow.optim.options import Flags
 from genflow.optim.subspaces import SUBSPACES, count
 
 __all__ = ["FRUGAL"]
 
-_FULL = "full_"  # state of the state-full optimizer, in the state of the parameter
-_PASSED_ON = ("foreach", "compile")
 
-
-class FRUGAL(OptimizerBase):
+class FRUGAL(NestedOptimizer):
     r"""State for a part of each matrix, a rule without state for the rest.
 
     Every ``update_gap`` steps a subspace :math:`P` is chosen. With :math:`w_P` the weights in it and :math:`w_r` the
@@ -85,22 +81,7 @@ class FRUGAL(OptimizerBase):
         seed: int = 0,
         **flags: Unpack[Flags],
     ) -> None:
-        check_lr(lr)
-        if weight_decay is not None:
-            check_number("weight_decay", weight_decay, at_least=0)
-        self._base = _resolve(base)
-        self._inner: Optimizer | None = None
-        self._stand_ins: dict[Tensor, Tensor] = {}
-        given = {} if weight_decay is None else {"weight_decay": weight_decay}
-        given |= base_options or {}
-        for key in given:
-            if key in FLAG_DEFAULTS or key == "lr":
-                raise InputError(f"base_options: {key!r} is FRUGAL's own; give it as an argument of FRUGAL")
-        options = _dummy(self._base, {"lr": lr} | given).defaults
-        self._base_keys = tuple(key for key in options if key not in FLAG_DEFAULTS)
-        values = {key: options[key] for key in self._base_keys} | {
-            "lr": lr,
-            "base": self._base.__name__,
+        values = {
             "density": density,
             "update_gap": update_gap,
             "select": select,
@@ -112,10 +93,9 @@ class FRUGAL(OptimizerBase):
             "seed": seed,
             "updates": 0,
         }
-        super().__init__(params, values, flags)
+        super().__init__(params, lr, weight_decay, base, base_options, values, flags)
 
     def _check(self, group: dict[str, Any]) -> None:
-        check_choice("base", group["base"], [self._base.__name__])  # one optimizer for all groups
         check_number("density", group["density"], at_least=0, at_most=1)
         check_number("update_gap", group["update_gap"], at_least=1, integer=True)
         check_choice("select", group["select"], (*SUBSPACES, "blocks"))
@@ -125,13 +105,10 @@ class FRUGAL(OptimizerBase):
         check_number("free_lr_scale", group["free_lr_scale"], at_least=0)
         check_choice("reset", group["reset"], ("changed", "always", "never"))
         check_number("seed", group["seed"], at_least=0, at_most=2**31 - 1, integer=True)
-        for name in ("capturable", "differentiable"):
-            if group[name]:
-                raise InputError(f"{name}: True does not go with FRUGAL, which chooses its subspaces on the host")
-        if group["compile"] and not issubclass(self._base, OptimizerBase):
-            raise InputError(f"compile: {self._base.__name__} of torch.optim has no compiled step; allowed: False")
-        taken = inspect.signature(self._base).parameters
-        _dummy(self._base, {key: group[key] for key in self._base_keys if key in taken})
+        super()._check(group)
+
+    def _lr_scale(self, group: dict[str, Any], matrices: bool) -> float:
+        return group["full_lr_scale"] if matrices and group["density"] < 1 else 1.0
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As any optimizer's; complex parameters are refused by name."""
@@ -146,41 +123,11 @@ class FRUGAL(OptimizerBase):
                 name = _name(len(self.param_groups) - 1, group, position)
                 self.param_groups.pop()
                 raise InputError(f"{name} is {problem}; allowed: plain floating-point tensors (DTensors at density=1)")
-        self._inner = None
-
-    # state: the base optimizer's stands in the parameter's own, so that it is saved, moved and copied with it
-
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_base": self._base, "_base_keys": self._base_keys}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._inner, self._stand_ins = None, {}
-        super().__setstate__(state)
-        for group in self.param_groups:
-            if group["base"] != self._base.__name__:
-                raise InputError(f"base: the state is one of {group['base']}, this FRUGAL's is {self._base.__name__}")
-
-    def _new_state(self, group: dict[str, Any], param: Tensor) -> dict[str, Tensor]:
-        return {}
-
-    def _settle(self, group: dict[str, Any], param: Tensor, original: dict[str, Any] | None) -> None:
-        super()._settle(group, param, original)
-        counter = _FULL + "step"
-        if counter in self.state[param]:
-            count = original[counter] if original else self.state[param][counter]
-            self.state[param][counter] = count.detach().cpu().clone() if isinstance(count, Tensor) else count
-
-    def _state_dtype(self, param: Tensor, key: str) -> torch.dtype:
-        inner = self._base
-        if key.startswith(_FULL) and issubclass(inner, OptimizerBase):
-            return inner.__new__(inner)._state_dtype(param, key.removeprefix(_FULL))
-        return state_dtype(param)
 
     # the step
 
-    def _begin_step(self, collected: list[Collected]) -> None:
-        inner = self._prepare()
-        split: list[tuple[Collected, Tensor, Tensor]] = []
+    def _feed(self, collected: list[Collected]) -> None:
+        self._split: list[tuple[dict[str, Any], Tensor, Tensor]] = []
         for part in collected:
             group = part.group
             active = self._active_blocks(group)
@@ -188,48 +135,26 @@ class FRUGAL(OptimizerBase):
             for param, grad in zip(part.params, part.grads, strict=True):
                 grad = (-grad if group["maximize"] else grad).to(state_dtype(param))
                 self._choose(part, param, grad, refresh, active)
-                state = self.state[param]
+                value = param.detach().to(grad.dtype)
                 if _is_split(group, param) and (active is None or id(param) not in active):
-                    split.append((part, param, grad))
-                    if "chosen" not in state:
+                    self._split.append((group, param, grad))
+                    chosen = self.state[param].get("chosen")
+                    if chosen is None:
                         continue  # all of it is state-free
                     subspace = SUBSPACES[group["select"]]
-                    grad = subspace.take(_matrix(grad), state["chosen"])
-                    value = subspace.take(_matrix(param.to(grad.dtype)), state["chosen"])
-                else:
-                    value = param.detach().to(state_dtype(param))  # of 32-bit weights the memory itself
-                stand_in = self._stand_ins[param]
-                stand_in.data, stand_in.grad = value, grad
+                    value, grad = subspace.take(_matrix(value), chosen), subspace.take(_matrix(grad), chosen)
+                self._give(param, value, grad)
             group["updates"] += 1
-        for param, stand_in in self._stand_ins.items():
-            # of all tensors, also those without gradient: some rules sum over them
-            state = self.state.get(param, {})
-            inner.state[stand_in] = {key.removeprefix(_FULL): state[key] for key in state if key.startswith(_FULL)}
-        inner.step()
-        self._store(collected, inner)
-        for part, param, grad in split:
-            self._update_split(part.group, param, grad)
-        for stand_in in self._stand_ins.values():
-            stand_in.grad, stand_in.data = None, stand_in.data.new_empty(0)
-        inner.state.clear()
 
-    def _update_group(self, part: Collected) -> None:
-        if part.params:
-            torch._foreach_add_([self.state[param]["step"] for param in part.params], 1)
-
-    def _store(self, collected: list[Collected], inner: Optimizer) -> None:
-        """Take the base optimizer's new state, and the parameters that are its alone."""
+    def _finish(self, collected: list[Collected]) -> None:
+        for group, param, grad in self._split:
+            self._update_split(group, param, grad)
+        split = {id(param) for _, param, _ in self._split}
         for part in collected:
             for param in part.params:
-                stand_in, state = self._stand_ins[param], self.state[param]
-                if stand_in.grad is None:
-                    continue
-                state.update({_FULL + key: value for key, value in inner.state[stand_in].items()})
-                if "chosen" not in state:
-                    if stand_in.dtype != param.dtype:
-                        _write(param, stand_in.data, part.group)
-                    else:
-                        torch.autograd.graph.increment_version(param)
+                if id(param) not in split:
+                    self._write_back(part.group, param)
+        self._split = []
 
     def _update_split(self, group: dict[str, Any], param: Tensor, grad: Tensor) -> None:
         """Everything outside the subspace, and the base optimizer's result put in its place."""
@@ -248,7 +173,7 @@ class FRUGAL(OptimizerBase):
             rest.sub_(update * (lr * group["free_lr_scale"]))
         if chosen is not None and subspace is not None:
             subspace.put_(rest, chosen, self._stand_ins[param].data)
-        _write(param, rest.view(param.shape), group)
+        self._write(group, param, rest.view(param.shape))
 
     def _choose(self, part: Collected, param: Tensor, grad: Tensor, refresh: bool, active: set[int] | None) -> None:
         """Bring the parameter's subspace up to date, and forget what no longer holds."""
@@ -260,7 +185,7 @@ class FRUGAL(OptimizerBase):
             if id(param) not in active:
                 _forget(state)
         elif group["density"] == 0:
-            changed = state.pop("chosen", None) is not None or any(key.startswith(_FULL) for key in state)
+            changed = state.pop("chosen", None) is not None or any(key.startswith(BASE) for key in state)
         else:
             if not refresh and "chosen" in state:
                 return
@@ -295,54 +220,6 @@ class FRUGAL(OptimizerBase):
             blocks.reverse()
         return {blocks[(within * taken + i) % len(blocks)] for i in range(taken)}
 
-    def _prepare(self) -> Optimizer:
-        """The base optimizer over stand-ins, with the groups' options of this moment and the state of all tensors."""
-        if self._inner is None:
-            groups: list[dict[str, Any]] = []
-            self._links, self._stand_ins = [], {}
-            for group in self.param_groups:
-                matrices = [param for param in group["params"] if param.ndim > 1]
-                for params in (matrices, [param for param in group["params"] if param.ndim < 2]):
-                    if params:
-                        # dimensions at first as later: some optimizers warn about flattened weights
-                        stand_ins = [param.detach().new_empty([0] * min(param.ndim, 2)) for param in params]
-                        stand_ins = [torch.nn.Parameter(s.to(state_dtype(s))) for s in stand_ins]
-                        self._stand_ins.update(zip(params, stand_ins, strict=True))
-                        self._links.append((group, params is matrices))
-                        groups.append({"params": stand_ins, **{key: group[key] for key in self._base_keys}})
-            self._inner = self._base(groups)
-        for (group, matrices), options in zip(self._links, self._inner.param_groups, strict=True):
-            options.update({key: group[key] for key in self._base_keys})
-            options.update({key: group[key] for key in _PASSED_ON if key in options})
-            scale = group["full_lr_scale"] if matrices and group["density"] < 1 else 1.0
-            if scale != 1:
-                options["lr"] = group["lr"] * scale
-                if "weight_decay" in options:
-                    options["weight_decay"] = group["weight_decay"] / scale  # decay goes with the plain lr
-        return self._inner
-
-    @staticmethod
-    def single(*args: Any, **options: Any) -> None:
-        """Not used: the rule is the base optimizer's."""
-        raise NotImplementedError
-
-    many = single
-
-
-def _resolve(base: str | type[Optimizer]) -> type[Optimizer]:
-    cls = optimizer_class(base) if isinstance(base, str) else base
-    if not (isinstance(cls, type) and issubclass(cls, Optimizer)) or issubclass(cls, FRUGAL):
-        raise InputError(f"base: got {base!r}; allowed: a name of genflow.optim.OPTIMIZERS, or an optimizer class")
-    return cls
-
-
-def _dummy(base: type[Optimizer], options: dict[str, Any]) -> Optimizer:
-    """Lets the base optimizer check its options and say which it has."""
-    try:
-        return base([torch.zeros(2, 2, requires_grad=True)], **options)
-    except TypeError as error:
-        raise InputError(f"base_options: {base.__name__}: {error}") from error
-
 
 def _is_split(group: dict[str, Any], param: Tensor) -> bool:
     return param.ndim > 1 and group["density"] < 1
@@ -353,14 +230,8 @@ def _matrix(x: Tensor) -> Tensor:
 
 
 def _forget(state: dict[str, Any]) -> None:
-    for key in [key for key in state if key.startswith(_FULL)]:
+    for key in [key for key in state if key.startswith(BASE)]:
         del state[key]
-
-
-def _write(param: Tensor, result: Tensor, group: dict[str, Any]) -> None:
-    if group["stochastic_rounding"] and param.dtype == torch.bfloat16:
-        result = round_stochastically(result)
-    param.copy_(result)
 
 
 def _generator(*numbers: int) -> torch.Generator:

@@ -189,7 +189,7 @@ def test_density_0_is_the_sign_alone_and_keeps_no_state(select: str) -> None:
             expected[i] = (1 - lr * wd) * expected[i] - lr * params[i].grad.sign()
             torch.testing.assert_close(params[i].detach(), expected[i])
     assert set(optimizer.state[params[0]]) == {"step"}
-    assert "full_exp_avg" in optimizer.state[params[1]]  # the vector has its moments all the same
+    assert "base_exp_avg" in optimizer.state[params[1]]  # the vector has its moments all the same
 
 
 def test_vectors_and_groups_of_density_1_are_the_base_optimizers() -> None:
@@ -271,7 +271,7 @@ def test_blocks_take_turns(order: str) -> None:
         for p in params:
             p.grad = torch.ones_like(p)
         optimizer.step()
-        (active,) = [i for i, p in enumerate(params) if "full_exp_avg" in optimizer.state[p]]
+        (active,) = [i for i, p in enumerate(params) if "base_exp_avg" in optimizer.state[p]]
         turns.append(active)
     assert turns[::2] == turns[1::2]
     passes = [turns[:8:2], turns[8::2]]
@@ -287,7 +287,7 @@ def test_reset() -> None:
         params = start()
         optimizer = FRUGAL(params, density=0.5, update_gap=4, reset=reset)
         train(optimizer, params, range(10))
-        counts[reset] = [int(optimizer.state[p]["full_step"]) for p in params]
+        counts[reset] = [int(optimizer.state[p]["base_step"]) for p in params]
     assert counts == {"changed": [2, 10, 2], "always": [2, 10, 2], "never": [10, 10, 10]}
 
 
@@ -365,7 +365,7 @@ def test_16_bit_weights_have_float32_moments_and_are_rounded_once() -> None:
     for optimizer in optimizers:
         optimizer.step()
     assert equal(low, [q.bfloat16() for q in wide])
-    assert optimizers[0].state[low[0]]["full_exp_avg"].dtype == torch.float32
+    assert optimizers[0].state[low[0]]["base_exp_avg"].dtype == torch.float32
 
 
 # the rest
