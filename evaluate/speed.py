@@ -152,25 +152,30 @@ Guide = Callable[[Any, int, Tensor, Tensor, Tensor, Tensor], Any]
 """``(scheduler, i, t, x, cond, uncond)``: what the scheduler steps with at entry i of its schedule."""
 
 
-def _loop(scheduler: Any, outputs: list[Tensor], guide: Guide | None) -> Callable[[], Any]:
-    """A pipeline's loop over ready-made network outputs, set_timesteps included: only arithmetic is left."""
+def _loop(scheduler: Any, outputs: list[Tensor], guide: Guide | None, steps: bool = True) -> Callable[[], Any]:
+    """A pipeline's loop over ready-made network outputs, set_timesteps included: only arithmetic is left.
+
+    Without ``steps``, guidance alone.
+    """
 
     def run() -> None:
         scheduler.set_timesteps(len(outputs) - 1)
         x = outputs[0]
         for i, t in enumerate(scheduler.timesteps):
             output = guide(scheduler, i, t, x, outputs[i], outputs[i + 1]) if guide else outputs[i]
-            x = scheduler.step(output, t, x, return_dict=False)[0]
+            if steps:
+                x = scheduler.step(output, t, x, return_dict=False)[0]
 
     return run
 
 
 def _both_apg() -> tuple[Guide, Guide]:
-    """APG with the paper's SDXL values: ours on x0, with the conversions; diffusers' guider on the raw output."""
+    """APG with the paper's SDXL values: ours as ``guide`` applies it, in x0 space and back; diffusers' guider."""
     from diffusers.guiders import AdaptiveProjectedGuidance
     from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer
 
     from genflow.guidance import APG
+    from genflow.guidance.clock import guided_output
 
     ours = APG(scale=7.5, eta=0.0, norm_threshold=15.0, momentum=-0.5)
     theirs = AdaptiveProjectedGuidance(
@@ -181,9 +186,7 @@ def _both_apg() -> tuple[Guide, Guide]:
     def guide_ours(scheduler: Any, i: int, t: Tensor, x: Tensor, cond: Tensor, uncond: Tensor) -> Any:
         if i == 0:
             ours.reset(len(scheduler.timesteps))
-        one, two = scheduler.predict(cond, t, x), scheduler.predict(uncond, t, x)
-        level = scheduler.path.noise_level(one.t)
-        return one.replace(ours(one.x0, two.x0, one.x, level, i))
+        return guided_output(ours, scheduler.family, cond, uncond, x, float(scheduler.times[i]), i)
 
     def guide_theirs(scheduler: Any, i: int, t: Tensor, x: Tensor, cond: Tensor, uncond: Tensor) -> Tensor:
         if i == 0:
@@ -200,7 +203,7 @@ def schedulers(quick: bool) -> list[Row]:
     from genflow.schedulers import create_scheduler
 
     diffusers.utils.logging.set_verbosity_error()
-    shape, steps, repeats = ((1, 4, 8, 8), 4, 2) if quick else ((2, 4, 128, 128), 20, 60)
+    shape, steps, repeats = ((1, 4, 8, 8), 4, 2) if quick else ((2, 4, 128, 128), 20, 30)
     generator = torch.Generator().manual_seed(0)
     outputs = [torch.randn(shape, generator=generator) for _ in range(steps + 1)]
     beta = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -209,6 +212,7 @@ def schedulers(quick: bool) -> list[Row]:
     dpm, euler = "DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler"
     cases = [
         ("step", "ghvb", dpm, beta, plain),
+        ("APG", "ghvb", dpm, beta, apg),
         ("step with APG", "ghvb", dpm, beta, apg),
         ("step", "dpm++", dpm, beta, plain),
         ("step", "euler", "DDIMScheduler", {**beta, "clip_sample": False}, plain),
@@ -219,7 +223,8 @@ def schedulers(quick: bool) -> list[Row]:
     for what, name, peer_name, config, guides in cases:
         theirs = getattr(diffusers, peer_name)(**config)
         both = (create_scheduler(name, theirs.config), theirs)
-        runs = (_loop(scheduler, outputs, guide) for scheduler, guide in zip(both, guides, strict=True))
+        stepping = what != "APG"
+        runs = (_loop(scheduler, outputs, guide, stepping) for scheduler, guide in zip(both, guides, strict=True))
         ours, peer = (1000 * seconds / steps for seconds in compare(*runs, repeats))
         peer_name += " and AdaptiveProjectedGuidance" if guides == apg else ""
         rows.append(Row(f"{what}, {'x'.join(map(str, shape))}", name, peer_name, ours, peer, "ms"))
