@@ -8,7 +8,7 @@ from genflow.paths import EDMPath, LinearPath, Path, TrigonometricPath, VPPath
 from genflow.solvers import GHVB, HB, AdamsBashforth, DPMSolverPP, RungeKutta4, Solver
 
 PATHS = [VPPath.linear(), EDMPath(10.0), LinearPath(), TrigonometricPath()]
-COUNTS = {1: (80, 110, 160, 220), 2: (110, 150, 210, 300), 3: (120, 170, 240, 340), 4: (160, 220, 300, 420)}
+COUNTS = {1: (80, 110, 160, 220), 2: (110, 150, 210, 300), 3: (120, 170, 240, 340), 4: (190, 255, 345, 460)}
 
 
 def grid(path: Path, levels: tuple[float, float], steps: int, spacing: str) -> np.ndarray:
