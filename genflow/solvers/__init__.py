@@ -1,4 +1,4 @@
-"""Update rules for the probability-flow ODE of a Gaussian path: one class a file, no knowledge of models."""
+"""Update rules for the probability-flow ODE and SDEs of a Gaussian path: one class a file, no knowledge of models."""
 
 from typing import Any
 

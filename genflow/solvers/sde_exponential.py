@@ -17,6 +17,10 @@ class SDEExponential(NoisyStep):
     step to clean data gives x0 itself. With ``sbdm`` and norm 1 it is the ancestral step of DDPM (DDIM with eta = 1,
     Song et al. 2021) and the first-order SDE-DPM-Solver++.
 
+    The price is a narrower law on very smooth data, whose predicted noise varies little (normal data of deviation 0.5
+    on a linear path, 50 steps, D = sigma: a variance 0.026 too low; Euler-Maruyama: 0.004). On images it is the other
+    way round, see :class:`~genflow.schedulers.StochasticInterpolantScheduler`.
+
     Args:
         diffusion, norm: see :class:`~genflow.solvers.sde_base.SDESolver`.
     """

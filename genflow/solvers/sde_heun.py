@@ -7,7 +7,7 @@ from genflow.errors import InputError, check_choice
 from genflow.prediction import Prediction
 from genflow.solvers.base import combine
 from genflow.solvers.frames import FRAMES, choose_frame, near_noise
-from genflow.solvers.sde_base import SDESolver, refresh_weights
+from genflow.solvers.sde_base import SDESolver
 
 __all__ = ["SDEHeun"]
 
@@ -17,8 +17,9 @@ class SDEHeun(SDESolver):
 
     Both halves of a step use one noise, of the variance that the trapezoid rule gives. A last step by ``last_step``,
     and one that ends at ``t = 0``, take one evaluation, so that N steps to clean data are 2 N - 1 evaluations, as in
-    :class:`~genflow.solvers.Heun`, which this is, bit for bit, with norm 0 on a run to clean data. So does a first
-    step where D is infinite (see :class:`~genflow.solvers.SDEEuler`).
+    :class:`~genflow.solvers.Heun`, which this is, bit for bit, with norm 0 on a run to clean data. A first step where
+    D is infinite is ``alpha' x0 + sigma' z``, x0 being the mean of its predictions at both ends: their covariance
+    with z is what the variance of the data adds to that of x' at this order.
 
     Args:
         diffusion, norm, last_step: see :class:`~genflow.solvers.sde_base.SDESolver`.
@@ -50,18 +51,17 @@ class SDEHeun(SDESolver):
         rate_next = self.coefficient.rate(path, np.where(t_next > 0, t_next, t))
         sigma, sigma_next = path.sigma(t), path.sigma(t_next)
         single = np.zeros(count, dtype=bool)
-        single[0] = np.isinf(rate[0])
-        single[-1] |= self.last_step is not None or t_next[-1] == 0
+        single[-1] = self.last_step is not None or t_next[-1] == 0
         self._kinds = [FRAMES[name].kind for name in names]
-        self._ode, self._drift, self._noise, self._fresh = [], [], [], None
+        self._ode, self._drift, self._noise = [], [], []
+        self._fresh: float | None = None  # alpha', where the first step renews all noise
         for n, name in enumerate(names):
             a, b = (float(w[n]) for w in by_frame[name])
             self._ode.append((a, b))
             if np.isinf(rate[n]):
-                ends = (t[n : n + 1], t_next[n : n + 1])
-                self._fresh = tuple(float(w[0]) for w in refresh_weights(path, *ends, np.zeros(1)))
+                self._fresh = path.alpha(float(t_next[n]))
                 self._drift.append((0.0, 0.0))
-                self._noise.append(self._fresh[2])
+                self._noise.append(path.sigma(float(t_next[n])))
                 continue
             # D s h = -h rate sigma eps, carried to the end of a double step by the frame's factor a
             carry = 1.0 if single[n] else a
@@ -93,8 +93,9 @@ class SDEHeun(SDESolver):
         shift = self._noise[n] * noise.to(x.dtype) if self._noise[n] > 0 else None
         of_ode = last and self.last_step == "euler"
         if n == 0 and self._fresh is not None and not of_ode:
-            result = combine(self._fresh[0], x, self._fresh[1], prediction.x0)
-            return result if shift is None else result.add_(shift)
+            if not self._single[n]:
+                self._begun = (n, x, prediction.x0, shift)
+            return self._renew(prediction.x0, shift)
         slope = prediction.to(self._kinds[n])
         result = combine(a, x, b, slope)
         drift = self._drift[n][0]
@@ -107,11 +108,17 @@ class SDEHeun(SDESolver):
             self._begun = (n, x, slope, _sum(half_drift, shift))
         return result
 
+    def _renew(self, x0: Tensor, shift: Tensor | None) -> Tensor:
+        result = self._fresh * x0
+        return result if shift is None else result.add_(shift)
+
     def _correct(self, n: int, i: int, prediction: Prediction) -> Tensor:
         if self._begun is None or self._begun[0] != n:
             raise InputError(f"step: evaluation {i} ends a step of stochastic Heun that was not begun")
         _, x, first, shift = self._begun
         self._begun = None
+        if n == 0 and self._fresh is not None:
+            return self._renew((first + prediction.x0) / 2, shift)
         a, b = self._ode[n]
         result = combine(a, x, b / 2, first + prediction.to(self._kinds[n]))
         drift = self._drift[n][1]

@@ -140,6 +140,19 @@ def test_the_ode_solvers_are_here_too():
         assert torch.equal(*results)
 
 
+@pytest.mark.parametrize("diffusion", DIFFUSIONS)
+def test_heun_begins_where_a_pipeline_cuts(diffusion):
+    """At every multiple of ``order``, after a first step from an infinite D too (sbdm at pure noise)."""
+    scheduler = StochasticInterpolantScheduler(solver="sde-heun", diffusion=diffusion, **FLOW)
+    for step in range(4):
+        scheduler.set_timesteps(4)
+        scheduler.set_begin_index(2 * step)
+        x = torch.randn(2, 3)
+        for t in scheduler.timesteps[2 * step :]:
+            x = scheduler.step(exact_output(scheduler, x, t), t, x).prev_sample
+        assert torch.isfinite(x).all()
+
+
 def test_seeds():
     """Same generators, same images; other generators, other images; each image by its own."""
     scheduler = StochasticInterpolantScheduler(**FLOW)

@@ -1,5 +1,6 @@
 """SDE solvers: exact moments on Gaussian data, weak order, the ODE at D = 0, last steps, SiT's own formulas."""
 
+import itertools
 import math
 
 import numpy as np
@@ -108,8 +109,9 @@ def test_last_steps(name: str, last_step: str | None) -> None:
 def test_evaluations() -> None:
     """N steps of Euler-Maruyama are N evaluations; stochastic Heun's are 2 N - 1."""
     times = np.linspace(1, 0, 11)
-    for name, count in (("sde-euler", 10), ("sde-exponential", 10), ("sde-heun", 19)):
-        solver = create_solver(name)
+    kinds = itertools.product((("sde-euler", 10), ("sde-exponential", 10), ("sde-heun", 19)), ("sigma", "sbdm"))
+    for (name, count), diffusion in kinds:
+        solver = create_solver(name, diffusion=diffusion)
         solver.start(LinearPath(), times)
         assert len(solver.evaluations) == len(solver.step_of) == count
         assert solver.step_of[-1] == 9
