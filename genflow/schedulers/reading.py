@@ -26,7 +26,7 @@ __all__ = ["FAMILIES", "FAMILY_KEYS", "family_from_config", "family_from_keys", 
 FAMILIES: tuple[type[Family], ...] = (FlowFamily, EDMFamily, BetaFamily, InterpolantFamily)
 
 # understood, but turned into other keys before they are stored
-ALIASES = ("timestep_type", "interpolation_type")
+ALIASES = ("timestep_type", "interpolation_type", "use_lu_lambdas")
 
 FAMILY_KEYS: tuple[str, ...] = tuple(
     dict.fromkeys([key for family in FAMILIES for key in family.defaults] + [*ALIASES])
@@ -126,8 +126,15 @@ def _detect(config: Mapping[str, Any]) -> type[Family] | None:
 
 
 def _translate(given: dict[str, Any]) -> dict[str, Any]:
-    """Turn EulerDiscreteScheduler's own words into a family's keys."""
-    if _detect(given) is not EDMFamily or given.get("timestep_type") != "continuous":
+    """Turn the words that one class alone has (EulerDiscrete's, DPM-Solver++'s) into a family's keys."""
+    family = _detect(given)
+    if family is BetaFamily and given.get("interpolation_type") == "log_linear":
+        raise InputError(
+            "interpolation_type: 'log_linear' with discrete timesteps is not supported; allowed: use_exponential_sigmas"
+        )
+    if family is BetaFamily and given.get("use_lu_lambdas") and not given.get("use_karras_sigmas"):
+        return {**given, "use_exponential_sigmas": True, "use_beta_sigmas": False}  # Lu's steps are uniform in log-SNR
+    if family is not EDMFamily or given.get("timestep_type") != "continuous":
         return given
     # Stable Video Diffusion's: v with sigma_data = 1, on levels between sigma_min and sigma_max
     bounds = BetaFamily({key: value for key, value in given.items() if key in BetaFamily.defaults}).noise_levels()

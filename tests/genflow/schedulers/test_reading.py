@@ -64,6 +64,17 @@ def test_flow_configs_of_the_dpm_solvers(name):
     assert back.config.prediction_type == "flow_prediction"
 
 
+def test_lus_uniform_log_snr_steps_are_exponential_levels():
+    theirs = diffusers.DPMSolverMultistepScheduler(use_lu_lambdas=True, beta_schedule="scaled_linear")
+    ours = RectifiedFlowScheduler.from_config(theirs.config)
+    assert ours.config.use_exponential_sigmas is True
+    theirs.set_timesteps(9)
+    ours.set_timesteps(9)
+    assert ours.sigmas.tolist() == pytest.approx(theirs.sigmas.tolist(), rel=1e-4)
+    with pytest.raises(InputError, match="log_linear"):
+        RectifiedFlowScheduler.from_config(diffusers.EulerDiscreteScheduler(interpolation_type="log_linear").config)
+
+
 def test_an_override_of_one_name_of_the_shift_wins_over_the_other():
     ours = RectifiedFlowScheduler.from_config(RectifiedFlowScheduler(shift=3.0).config, flow_shift=7.0)
     assert ours.config.shift == ours.config.flow_shift == 7.0
