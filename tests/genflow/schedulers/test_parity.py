@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from genflow.schedulers import RectifiedFlowScheduler
+from genflow.schedulers import RectifiedFlowScheduler, create_scheduler
 
 SHAPE = (2, 3, 4, 4)
 
@@ -145,3 +145,45 @@ def test_add_noise_of_a_beta_schedule(name):
     if name == "EulerDiscreteScheduler":
         expected = expected * theirs.alphas_cumprod[timesteps].sqrt()[:, None, None, None]
     torch.testing.assert_close(ours.add_noise(x, noise, timesteps), expected, rtol=1e-4, atol=1e-5)
+
+
+def timeless(x, timestep):
+    """A network that sees the state alone: the peers below round the timesteps that they tell it."""
+    return torch.tanh(x * 0.7) + 0.1 * x
+
+
+DPM = [
+    {"timestep_spacing": "trailing"},
+    {"use_karras_sigmas": True},
+    {"use_lu_lambdas": True},
+    {"use_exponential_sigmas": True},
+    {"use_karras_sigmas": True, "prediction_type": "v_prediction"},
+    {"use_karras_sigmas": True, "prediction_type": "sample"},
+    {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"},
+]
+
+
+@pytest.mark.parametrize("config", DPM)
+@pytest.mark.parametrize("steps", [6, 20])
+def test_dpm_solver_pp(config, steps, monkeypatch):
+    monkeypatch.setitem(globals(), "network", timeless)
+    theirs = diffusers.DPMSolverMultistepScheduler(beta_schedule="scaled_linear", **config)
+    ours = create_scheduler("dpm++", theirs.config)
+    expected, got = run(theirs, steps), run(ours, steps)
+    torch.testing.assert_close(ours.sigmas, theirs.sigmas, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(got, expected, rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize("bend", [{}, {"use_karras_sigmas": True}])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_heun_discrete_in_its_own_coordinates(bend, prediction_type, monkeypatch):
+    """HeunDiscrete carries x / alpha, as Euler's does."""
+    monkeypatch.setitem(globals(), "network", timeless)
+    theirs = diffusers.HeunDiscreteScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=prediction_type, **bend
+    )
+    ours = create_scheduler("heun", theirs.config)
+    theirs.set_timesteps(9)
+    start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    expected = run(theirs, 9, start=start * (1 + float(theirs.sigmas[0]) ** 2) ** 0.5)
+    torch.testing.assert_close(run(ours, 9, start=start), expected, rtol=2e-3, atol=2e-3)
