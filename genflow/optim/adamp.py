@@ -142,7 +142,7 @@ class AdamP(OptimizerBase):
         torch._foreach_add_(denominators, eps)
         momenta = torch._foreach_lerp(exp_avg, grads, 1 - beta1) if nesterov else exp_avg
         updates = list(torch._foreach_div(momenta, denominators))
-        ratios: list[Tensor | None] = [None] * len(params)
+        ratios: list[Scalar | None] = [None] * len(params)
         for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
             if is_projected(param, complex_view):
                 updates[index], ratios[index] = project(

@@ -143,8 +143,9 @@ class Adan(OptimizerBase):
         denominator = exp_avg_sq.sqrt() / root_correction + eps
         if weight_decay and no_prox:
             param.mul_(decay)
-        add_scaled_(param, exp_avg / denominator, step_size)
-        add_scaled_(param, exp_avg_diff / denominator, diff_step_size)
+        update = exp_avg * step_size
+        add_scaled_(update, exp_avg_diff, diff_step_size)
+        param.addcdiv_(update, denominator)
         if weight_decay and not no_prox:
             param.mul_(decay)
 
@@ -175,20 +176,21 @@ class Adan(OptimizerBase):
         if clipped:
             grads = torch._foreach_mul(grads, clip)
         diffs = torch._foreach_sub(grads, previous_grad)
-        torch._foreach_mul_(diffs, follows)
+        if not (isinstance(follows, float) and follows == 1):
+            torch._foreach_mul_(diffs, follows)
         torch._foreach_copy_(previous_grad, grads)
         torch._foreach_lerp_(exp_avg, grads, 1 - beta1)
         torch._foreach_lerp_(exp_avg_diff, diffs, 1 - beta2)
-        torch._foreach_mul_(diffs, beta2)
-        torch._foreach_add_(diffs, grads)
+        ahead = torch._foreach_add(grads, diffs, alpha=beta2)
         torch._foreach_mul_(exp_avg_sq, beta3)
-        torch._foreach_addcmul_(exp_avg_sq, diffs, diffs, value=1 - beta3)
+        torch._foreach_addcmul_(exp_avg_sq, ahead, ahead, value=1 - beta3)
         denominators = torch._foreach_sqrt(exp_avg_sq)
         torch._foreach_div_(denominators, root_correction)
         torch._foreach_add_(denominators, eps)
         if weight_decay and no_prox:
             torch._foreach_mul_(params, decay)
-        many_add_scaled_(params, torch._foreach_div(exp_avg, denominators), step_size)
-        many_add_scaled_(params, torch._foreach_div(exp_avg_diff, denominators), diff_step_size)
+        updates = torch._foreach_mul(exp_avg, step_size)
+        many_add_scaled_(updates, exp_avg_diff, diff_step_size)
+        torch._foreach_addcdiv_(params, updates, denominators)
         if weight_decay and not no_prox:
             torch._foreach_mul_(params, decay)

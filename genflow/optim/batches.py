@@ -11,11 +11,11 @@ from genflow.optim.scalars import Scalar
 
 __all__ = ["FOREACH_CHUNK", "FOREACH_NUMEL", "Batch", "Collected", "chunks", "count_step", "split_by_form"]
 
-FOREACH_NUMEL = 4096
+FOREACH_NUMEL = 16384
 """On a CPU the multi-tensor form is the default for tensors up to this size: beyond, the saved calls matter less
 than the cache that its temporaries cost."""
 
-FOREACH_CHUNK = 65536
+FOREACH_CHUNK = 262144
 """On a CPU the multi-tensor form takes about so many entries at once, for its temporaries to stay in the cache."""
 
 _PLAIN = (Tensor, torch.nn.Parameter)  # exact types: subclasses such as DTensor may lack the multi-tensor operations

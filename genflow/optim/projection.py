@@ -18,15 +18,44 @@ def is_projected(param: Tensor, complex_view: bool) -> bool:
 
 def project(
     param: Tensor, grad: Tensor, update: Tensor, *, delta: float, wd_ratio: float, eps: float
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Scalar | None]:
     """``update`` without its part along the weights, where these look scale invariant.
 
     They do where gradient and weights are nearly orthogonal: every row's (output channel's) |cosine| below
-    ``delta / sqrt(row length)``, else the whole tensor's below ``delta / sqrt(entries)``. No value is read back.
+    ``delta / sqrt(row length)``, else the whole tensor's below ``delta / sqrt(entries)``. No value is read back from
+    an accelerator.
 
     Returns:
-        The update, and what multiplies the weight decay: ``wd_ratio`` if projected, else 1; no dimensions.
+        The update, and what multiplies the weight decay: ``wd_ratio`` if projected, else 1 (or None for it).
     """
+    if type(param) is Tensor or type(param) is torch.nn.Parameter:
+        readable = param.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if readable:
+            return _project_on_host(param, grad, update, delta, wd_ratio, eps)
+    return _project_on_device(param, grad, update, delta, wd_ratio, eps)
+
+
+def _project_on_host(
+    param: Tensor, grad: Tensor, update: Tensor, delta: float, wd_ratio: float, eps: float
+) -> tuple[Tensor, float | None]:
+    """On a CPU a value may be read for nothing, and most weights need no projection."""
+    rows, grads = param.reshape(len(param), -1), grad.reshape(len(grad), -1)
+    dots = torch.linalg.vecdot(rows, grads)
+    lengths, grad_lengths = torch.linalg.vector_norm(rows, dim=1), torch.linalg.vector_norm(grads, dim=1)
+    cosines = dots.abs() / (lengths.clamp_min(eps) * grad_lengths.clamp_min(eps))
+    if cosines.amax().item() < delta / math.sqrt(rows.shape[1]):
+        along = torch.linalg.vecdot(rows, update.reshape(rows.shape)) / (lengths + eps).square()
+        return update - param * along.view(-1, *[1] * (param.ndim - 1)), wd_ratio
+    length = torch.linalg.vector_norm(lengths).item()
+    grad_length = torch.linalg.vector_norm(grad_lengths).item()
+    if abs(dots.sum().item()) / (max(length, eps) * max(grad_length, eps)) < delta / math.sqrt(param.numel()):
+        return update - param * ((param * update).sum().item() / (length + eps) ** 2), wd_ratio
+    return update, None
+
+
+def _project_on_device(
+    param: Tensor, grad: Tensor, update: Tensor, delta: float, wd_ratio: float, eps: float
+) -> tuple[Tensor, Tensor]:
     if torch.is_grad_enabled():
         param = param.clone()  # it will change in place, and autograd needs this one
     inner = tuple(range(1, param.ndim))
@@ -47,16 +76,16 @@ def project(
     return torch.addcmul(update, param, coefficient, value=-1), ratio
 
 
-def decay_(param: Tensor, ratio: Tensor | None, shrink: Scalar) -> None:
+def decay_(param: Tensor, ratio: Scalar | None, shrink: Scalar) -> None:
     """``p -= shrink * ratio * p``, with ratio 1 for None. In float32, ``1 - shrink * ratio`` would lose digits."""
-    if ratio is None:
-        param.mul_(1 - shrink)
+    if not isinstance(ratio, Tensor):
+        param.mul_(1 - shrink * (1 if ratio is None else ratio))
     else:
         weights = param.clone() if torch.is_grad_enabled() else param
         param.sub_(weights * (shrink * ratio))
 
 
-def decay_many_(params: list[Tensor], ratios: list[Tensor | None], shrink: Scalars) -> None:
+def decay_many_(params: list[Tensor], ratios: list[Scalar | None], shrink: Scalars) -> None:
     """:func:`decay_` for each."""
     shrinks = shrink if isinstance(shrink, (list, tuple)) else [shrink] * len(params)
     for param, ratio, each in zip(params, ratios, shrinks, strict=True):

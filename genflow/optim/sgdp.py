@@ -131,7 +131,7 @@ class SGDP(OptimizerBase):
             updates = list(torch._foreach_add(grads, momentum_buffer, alpha=momentum))
         else:
             updates = [buffer.clone() for buffer in momentum_buffer]
-        ratios: list[Tensor | None] = [None] * len(params)
+        ratios: list[Scalar | None] = [None] * len(params)
         for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
             if is_projected(param, complex_view):
                 updates[index], ratios[index] = project(

@@ -1,6 +1,7 @@
 """Stable-SPAM. Huang et al., "Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam", arXiv 2502.17055."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Unpack
 
 import torch
@@ -174,18 +175,10 @@ class StableSPAM(OptimizerBase):
         """One tensor."""
         if weight_decay:
             param.mul_(decay)
-        if clip:
-            size = grad.abs()
-            peak = size.amax()
-            max_avg.lerp_(peak, 1 - gamma3)
-            threshold = max_avg / max_correction
-            grad = torch.where(size > threshold, grad * (threshold / torch.where(peak > 0, peak, 1)), grad)
-        if normalize:
-            norm = torch.linalg.vector_norm(grad)
-            norm_avg.mul_(norm_keep).add_(norm * (1 - norm_keep))
-            norm_sq_avg.lerp_(norm.square(), 1 - gamma2)
-            wanted = norm_avg / norm_correction / ((norm_sq_avg / norm_sq_correction).sqrt() + eps)
-            grad = grad * torch.where(norm > 0, wanted / torch.where(norm > 0, norm, 1), 1)
+        if clip or normalize:
+            corrections = max_correction, norm_keep, norm_correction, norm_sq_correction
+            averages = max_avg, norm_avg, norm_sq_avg
+            grad = _adapt(grad, averages, corrections, eps, gamma2, gamma3, clip, normalize)
         exp_avg.mul_(first_keep)
         add_scaled_(exp_avg, grad, first_take)
         exp_avg_sq.mul_(second_keep).addcmul_(grad, grad, value=1 - beta2)
@@ -222,6 +215,13 @@ class StableSPAM(OptimizerBase):
         """Many tensors at once."""
         if weight_decay:
             torch._foreach_mul_(params, decay)
+        if _readable(grads[0], max_correction):
+            corrections = max_correction, norm_keep, norm_correction, norm_sq_correction
+            grads = [
+                _adapt(grad, averages, corrections, eps, gamma2, gamma3, clip, normalize)
+                for grad, *averages in zip(grads, max_avg, norm_avg, norm_sq_avg, strict=True)
+            ]
+            clip = normalize = False  # done
         if clip:
             peaks = torch._foreach_norm(grads, math.inf)
             torch._foreach_lerp_(max_avg, peaks, 1 - gamma3)
@@ -254,3 +254,55 @@ class StableSPAM(OptimizerBase):
         torch._foreach_div_(denominators, root_correction)
         torch._foreach_add_(denominators, eps)
         many_addcdiv_scaled_(params, exp_avg, denominators, step_size)
+
+
+def _readable(grad: Tensor, correction: Scalars) -> bool:
+    """Whether values may be read back for nothing: on a CPU, in an eager step."""
+    eager = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return eager and grad.device.type == "cpu" and type(grad) is Tensor and isinstance(correction, float)
+
+
+def _adapt(
+    grad: Tensor,
+    averages: Sequence[Tensor],
+    corrections: tuple[Scalar, Scalar, Scalar, Scalar],
+    eps: float,
+    gamma2: float,
+    gamma3: float,
+    clip: bool,
+    normalize: bool,
+) -> Tensor:
+    """Parts 2 and 3 for one tensor."""
+    max_avg, norm_avg, norm_sq_avg = averages
+    max_correction, norm_keep, norm_correction, norm_sq_correction = corrections
+    if _readable(grad, max_correction):
+        if clip:
+            peak = torch.linalg.vector_norm(grad, math.inf).item()
+            average = max_avg.item()
+            average += (peak - average) * (1 - gamma3)
+            max_avg.fill_(average)
+            threshold = average / max_correction
+            if peak > threshold:
+                grad = torch.where(grad.abs() > threshold, grad * (threshold / peak), grad)
+        if normalize:
+            norm = torch.linalg.vector_norm(grad).item()
+            mean = norm_avg.item() * norm_keep + norm * (1 - norm_keep)
+            square = norm_sq_avg.item() * gamma2 + norm * norm * (1 - gamma2)
+            norm_avg.fill_(mean)
+            norm_sq_avg.fill_(square)
+            if norm > 0:
+                grad = grad * (mean / norm_correction / (math.sqrt(square / norm_sq_correction) + eps) / norm)
+        return grad
+    if clip:
+        size = grad.abs()
+        peak = size.amax()
+        max_avg.lerp_(peak, 1 - gamma3)
+        threshold = max_avg / max_correction
+        grad = torch.where(size > threshold, grad * (threshold / torch.where(peak > 0, peak, 1)), grad)
+    if normalize:
+        norm = torch.linalg.vector_norm(grad)
+        norm_avg.mul_(norm_keep).add_(norm * (1 - norm_keep))
+        norm_sq_avg.lerp_(norm.square(), 1 - gamma2)
+        wanted = norm_avg / norm_correction / ((norm_sq_avg / norm_sq_correction).sqrt() + eps)
+        grad = grad * torch.where(norm > 0, wanted / torch.where(norm > 0, norm, 1), 1)
+    return grad

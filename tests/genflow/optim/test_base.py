@@ -314,7 +314,7 @@ def test_default_form_goes_by_device_and_size() -> None:
 
 
 def test_chunks_cover_all_in_order() -> None:
-    params = [torch.zeros(n) for n in (10, 70000, 3, 40000, 20000, 6000, 1)]
+    params = [torch.zeros(n) for n in (10, 280000, 3, 160000, 80000, 30000, 1)]
     runs = list(chunks(params))
     assert [i for run in runs for i in range(*run.indices(7))] == list(range(7))
     assert [run.stop - run.start for run in runs] == [1, 1, 3, 2]

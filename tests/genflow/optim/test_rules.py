@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genflow.optim import SGDP, AdaBelief, AdaGradNorm, AdamP, Adan, DiffGrad, Lion, LionK, StableSPAM
+from genflow.optim import SGDP, AdaBelief, AdaGradNorm, AdamP, Adan, DiffGrad, Lion, LionK, StableSPAM, projection
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "data" / "optimizers.json").read_text())
 FORMS = {
@@ -476,6 +476,22 @@ def test_stable_spam_scales_a_spike_down_to_the_average_largest_entry() -> None:
     threshold = (0.9 * (1 - 0.9**2) + 0.1 * 100) / (1 - 0.9**3)
     expected = torch.tensor([threshold, 1.0, 0.5, 0.0], dtype=torch.float64) ** 2
     torch.testing.assert_close(optimizer.state[p]["exp_avg_sq"], expected)
+
+
+@pytest.mark.parametrize("delta", [0.0, 0.1, 10.0])
+def test_projection_with_and_without_reading_values_back(delta: float) -> None:
+    params = [*start(), torch.zeros(2, 2, dtype=torch.float64)]
+    grads = [*gradients(params[:4], 0), torch.ones(2, 2, dtype=torch.float64)]
+    hits = []
+    for p, g in zip(params, grads, strict=True):
+        if p.ndim > 1:
+            u = torch.cos(torch.arange(p.numel(), dtype=torch.float64)).view(p.shape)
+            on_host = projection._project_on_host(p, g, u, delta, 0.3, 1e-8)
+            on_device = projection._project_on_device(p, g, u, delta, 0.3, 1e-8)
+            torch.testing.assert_close(on_host[0], on_device[0])
+            assert (1 if on_host[1] is None else on_host[1]) == on_device[1].item()
+            hits.append(on_host[1] is not None)
+    assert hits == {0.0: [False] * 4, 0.1: [False, True, True, True], 10.0: [True] * 4}[delta]
 
 
 def test_adamp_keeps_the_length_of_scale_invariant_weights_and_adam_does_not() -> None:
