@@ -3,6 +3,7 @@
 test_diffusers_pipelines.py compares the few rules that both sides have; here is the breadth.
 """
 
+import diffusers
 import pytest
 import torch
 
@@ -106,3 +107,27 @@ def test_more_steps_lead_to_one_image(pipelines, solution, scheduler):
         for steps in (4, 16)
     )
     assert many < min(few, 0.1)  # the network is not smooth in the timestep: there is a floor of 0.05
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "ab", "dpm++", "hb", "ghvb"])
+def test_base_and_refiner_share_a_run(tiny_pipelines, scheduler):
+    """denoising_end and denoising_start: the second half starts with an empty history, which costs next to nothing.
+
+    Rules of several evaluations a step are left out: diffusers' pipelines cut the schedule inside a step of theirs,
+    after the first of its two evaluations, and go back to its start, which moves any second-order scheduler's image.
+    """
+    tiny = tiny_pipelines.build("sdxl")
+    base, parts = tiny.pipe, ("vae", "unet", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    base.scheduler = create_scheduler(scheduler, base.scheduler.config)
+    refiner = diffusers.StableDiffusionXLImg2ImgPipeline(
+        scheduler=base.scheduler, add_watermarker=False, **{name: getattr(base, name) for name in parts}
+    )
+    refiner.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        whole = tiny.run(steps=8)
+        half = tiny.run(steps=8, denoising_end=0.5)
+        arguments = {key: value for key, value in tiny.arguments.items() if key not in ("height", "width")}
+        arguments |= {"image": half, "denoising_start": 0.5, "num_inference_steps": 8, "output_type": "latent"}
+        latents = refiner(**arguments, generator=torch.Generator().manual_seed(0)).images.float()
+    assert refiner.scheduler.begin_index == 4
+    assert distance(latents, whole) < (1e-6 if scheduler == "euler" else 0.01)
