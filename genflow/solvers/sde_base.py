@@ -3,7 +3,7 @@
 import numpy as np
 from torch import Tensor
 
-from genflow.errors import check_choice
+from genflow.errors import InputError, nearest
 from genflow.paths import Path
 from genflow.prediction import Prediction
 from genflow.solvers.base import Solver, combine
@@ -69,5 +69,8 @@ class SDESolver(Solver):
 
     def __init__(self, diffusion: str = "sigma", norm: float = 1.0, last_step: str | None = "tweedie") -> None:
         self.coefficient = Diffusion(diffusion, norm)
-        self.last_step = None if last_step is None else check_choice("last_step", last_step, LAST_STEPS)
+        if last_step is not None and last_step not in LAST_STEPS:
+            hint = nearest(str(last_step), LAST_STEPS)
+            raise InputError(f"last_step: {last_step!r} is not known{hint}; allowed: {', '.join(LAST_STEPS)}, or None")
+        self.last_step = last_step
         self.diffusion, self.norm = self.coefficient.name, self.coefficient.norm
