@@ -244,21 +244,37 @@ def edge_problem(width=24):
     return network, lambda: (network(x) - y).square().mean()
 
 
-@pytest.mark.slow
-def test_full_batches_train_at_the_edge_of_stability():
-    """Gradient descent sharpens until 2 / lr and stays there while the loss goes on falling (arXiv 2103.00065)."""
+def at_the_edge(cls, lr, first, last, **options):
+    """Ratios and sharpnesses every 250 steps from ``first`` to ``last`` of training in full batches, and the losses."""
     network, loss = edge_problem()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    optimizer = cls(network.parameters(), lr=lr, **options)
     monitor = StabilityMonitor(optimizer, steps=15, batches=False)
-    for step in range(6001):
-        if step % 200 == 0:
+    for step in range(last + 1):
+        if step >= first and step % 250 == 0:
             monitor.measure(loss, step=step)
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
-    ratios = [record.ratio for record in monitor.records]
-    losses = [record.loss for record in monitor.records]
-    print([round(r, 2) for r in ratios], losses[0], losses[-1], monitor.records[-1].products)
-    assert ratios[0] < 0.6
-    assert all(0.8 < ratio < 1.25 for ratio in ratios[-10:])
-    assert losses[-1] < losses[-10]
+    return [[getattr(record, key) for record in monitor.records] for key in ("ratio", "sharpness", "loss")]
+
+
+@pytest.mark.slow
+def test_full_batches_train_at_the_edge_of_stability():
+    """Gradient descent sharpens until 2 / lr and stays there while the loss goes on falling (arXiv 2103.00065)."""
+    ends = []
+    for lr in (0.1, 0.2):
+        ratios, sharpnesses, losses = at_the_edge(torch.optim.SGD, lr, 250, 2000)
+        assert all(0.85 < ratio < 1.2 for ratio in ratios)
+        assert losses[-1] < 0.9 * losses[0]
+        ends.append(sharpnesses[2])
+    assert ends[0] / ends[1] == pytest.approx(2, rel=0.15)
+
+
+@pytest.mark.slow
+def test_adam_trains_at_its_own_edge():
+    """The preconditioned sharpness rises to 38 / lr and stays (arXiv 2207.14484)."""
+    ratios, sharpnesses, losses = at_the_edge(torch.optim.Adam, 0.005, 250, 3500)
+    assert ratios[0] < 0.5
+    assert all(0.85 < ratio < 1.15 for ratio in ratios[-8:])
+    assert losses[-1] < losses[-8]
+    assert max(sharpnesses) < 0.1 * 2 / 0.005  # the plain sharpness knows nothing of it
