@@ -133,6 +133,8 @@ class Prediction:
     def to(self, kind: str) -> Tensor:
         """This prediction as ``kind``; see :func:`convert`."""
         check_choice("prediction kind", kind, KINDS)
+        if kind == "flow_prediction" and kind not in self._known and {"epsilon", "sample"} <= self._known.keys():
+            self._known[kind] = self._known["epsilon"] - self._known["sample"]  # one pass over memory instead of two
         if kind not in self._known:
             if self._rows is None:
                 self._rows = _Coefficients(self.path, self.t)

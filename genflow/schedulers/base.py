@@ -336,12 +336,12 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
             prediction = model_output
         else:
             prediction = self.family.predict(_without_variance(model_output, sample), x, float(self._times[index]))
+        x0 = prediction.x0.to(sample.dtype)  # before the step, whose own conversions become cheaper by it
         advanced = self._advance(x, prediction, index, generator)
         self._step_index = index + 1
         previous = advanced.to(sample.dtype)
         rounded = previous is not advanced and not previous.is_inference()  # inference tensors have no version
         self._carried = (previous, previous._version, advanced) if rounded else None
-        x0 = prediction.x0.to(sample.dtype)
         return PathSchedulerOutput(previous, x0) if return_dict else (previous, x0)
 
     def _advance(self, x: Tensor, prediction: Prediction, index: int, generator: Any) -> Tensor:
