@@ -3,12 +3,17 @@
 test_diffusers_pipelines.py compares the few rules that both sides have; here is the breadth.
 """
 
+import contextlib
+
 import diffusers
 import pytest
 import torch
 
+from genflow.guidance import APG, CFG, guide
 from genflow.schedulers import SCHEDULERS, create_scheduler
 
+GUIDED = ["controlnet", "dit", "flux", "kandinsky", "pixart", "sd", "sd3", "sd3_img2img", "sd_img2img", "sd_inpaint"]
+GUIDED += ["sd_inpaint_9", "sd_v", "sdxl", "wan"]
 SPREAD = 3  # pipelines a scheduler runs on where the whole product would take too long
 
 
@@ -35,6 +40,12 @@ def result(pipelines, pipeline, scheduler, dtype=torch.float32, steps=3, **optio
     tiny.pipe.scheduler = own
     assert torch.isfinite(latents).all(), (pipeline, scheduler)
     return latents
+
+
+def some(names, scheduler):
+    """A few of the names, others for every scheduler."""
+    first = list(SCHEDULERS).index(scheduler)
+    return [names[(first + k) % len(names)] for k in range(SPREAD)]
 
 
 def distance(one, other):
@@ -69,8 +80,7 @@ def run_in_bf16(pipelines, scheduler, names):
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_in_bfloat16(pipelines, scheduler):
     """Some pipelines each; the whole product is below."""
-    first = list(SCHEDULERS).index(scheduler)
-    run_in_bf16(pipelines, scheduler, (pipelines.names * 2)[first : first + SPREAD])
+    run_in_bf16(pipelines, scheduler, some(pipelines.names, scheduler))
 
 
 @pytest.mark.slow
@@ -82,9 +92,7 @@ def test_every_pipeline_in_bfloat16(pipelines, scheduler):
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_with_offload_hooks(tiny_pipelines, scheduler):
     """enable_model_cpu_offload's hooks (here on and off the CPU itself) change nothing, not even a bit."""
-    names = sorted(tiny_pipelines.BUILDERS)
-    name = names[list(SCHEDULERS).index(scheduler) % len(names)]
-    tiny = tiny_pipelines.build(name)
+    tiny = tiny_pipelines.build(some(sorted(tiny_pipelines.BUILDERS), scheduler)[0])
     tiny.pipe.scheduler = create_scheduler(scheduler, tiny.pipe.scheduler.config)
     with torch.no_grad():
         expected = tiny.run()
@@ -92,6 +100,22 @@ def test_with_offload_hooks(tiny_pipelines, scheduler):
         assert tiny.pipe._all_hooks
         assert torch.equal(tiny.run(), expected)
         assert torch.equal(tiny.run(), expected)  # the hooks were laid anew
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_with_guidance_attached(pipelines, scheduler):
+    """guide(CFG) gives the pipeline's own image at that scale with every scheduler; guide(APG) another, finite one."""
+    for name in some(GUIDED, scheduler):
+        tiny, own = pipelines(name)
+        images = []
+        for rule in (None, CFG(scale=4.0), APG(scale=4.0)):
+            tiny.pipe.scheduler = create_scheduler(scheduler, own.config)
+            with torch.no_grad(), guide(tiny.pipe, rule) if rule else contextlib.nullcontext():
+                images.append(tiny.run(scale=4.0))
+        tiny.pipe.scheduler = own
+        assert distance(images[1], images[0]) < 1e-4, name
+        assert torch.isfinite(images[2]).all(), name
+        assert distance(images[2], images[0]) > 1e-4, name
 
 
 @pytest.fixture(scope="module")
