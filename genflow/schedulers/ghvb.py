@@ -15,7 +15,7 @@ class GHVBScheduler(PathScheduler, SchedulerMixin):
     :class:`genflow.solvers.GHVB`.
 
     Args:
-        order: a real number in (0, 5]; lower is more stable, as with few steps and much guidance.
+        order: a real number in (0, 5], 1.9 by default; lower is more stable, as with few steps and much guidance.
         frame: ``auto``, ``epsilon``, ``velocity`` or ``denoised``.
         coefficients: ``published`` or ``matched``.
         startup: ``multistep``, ``heun`` or ``rk4``; the last two are for runs from noise: image-to-image counts entries
@@ -32,7 +32,7 @@ class GHVBScheduler(PathScheduler, SchedulerMixin):
     @register_scheduler
     def __init__(
         self,
-        order: float = 1.8,
+        order: float = 1.9,
         frame: str = "auto",
         coefficients: str = "published",
         startup: str = "multistep",

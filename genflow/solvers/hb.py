@@ -19,7 +19,8 @@ class HB(Multistep):
 
     Args:
         order: of the rule inside: 1 to 5 for ``ab``, 2 or 3 for ``dpm++``; 2 by default.
-        beta: the weight of the new slope, in (0, 1]; 1 is no momentum. The paper uses 0.8 and 0.9 (its default here).
+        beta: the weight of the new slope, in (0, 1]; 1 is no momentum. The paper uses 0.8 and 0.9
+            (default).
         around: ``ab`` or ``dpm++``. Around the latter the first-order steps leave the momentum alone, as published.
         variant: ``heavy-ball``, or ``nesterov``, which steps with ``(1 - beta) v_n + beta s_n``.
         frame: as for Adams-Bashforth; ``dpm++`` has the denoised frame alone, and ``auto`` is that.

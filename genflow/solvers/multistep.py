@@ -20,7 +20,7 @@ from genflow.errors import check_choice
 from genflow.prediction import Prediction
 from genflow.solvers import coefficients as rules
 from genflow.solvers.base import Solver, combine
-from genflow.solvers.frames import FRAMES, Frame
+from genflow.solvers.frames import FRAMES, Frame, near_noise
 from genflow.solvers.runge_kutta import HEUN2, RK4, Stage, advance_stage, stages
 
 __all__ = ["COEFFICIENTS", "STARTUPS", "Multistep", "Row"]
@@ -42,12 +42,12 @@ class Multistep(Solver):
     """The kernel. Subclasses say the depth, the momentum and the published weights.
 
     One evaluation a step, but for the steps of a Runge-Kutta start. While the history is short a rule of lower order
-    stands in. Two steps may be outside a frame's clock, and are first order (the same step in every frame): from pure
-    noise, where the epsilon and the denoised frame have none, and to ``t = 0`` in the denoised frame, which gives the
-    predicted data itself. To ``t = 0`` the other frames keep their order: measured on analytic data and on the
-    shipped model it was closer to the ODE's solution than a first-order end nearly everywhere. A slope at pure noise
-    has no place on such a clock, so that matched coefficients leave it out; published ones, which know no clock, count
-    it.
+    stands in. Two steps may be outside a frame's clock, and are first order, the same step in every frame: from pure
+    noise (or nearly, in the epsilon frame), where the epsilon and the denoised frame have none, and to ``t = 0`` in
+    the denoised frame, which gives the predicted data itself. To ``t = 0`` the other frames keep their order: on
+    analytic data and on the shipped model that ended closer to the ODE's solution than a first-order step nearly
+    everywhere. A slope at pure noise has no place on such a clock, so that matched coefficients leave it out;
+    published ones, which know no clock, count it.
 
     An evaluation out of turn, such as the first of an image-to-image run, starts a new history there. Beginning inside
     a Runge-Kutta step goes on by first-order steps to its end.
@@ -82,7 +82,8 @@ class Multistep(Solver):
         self._log = frame.name == "denoised"
         self._kind = frame.kind
         self._weights = frame.weights(self.path, self.times[:-1], self.times[1:])
-        self._first = int(not np.isfinite(self._nodes[0]))  # the first step that the clock knows
+        outside = frame.name == "epsilon" and near_noise(self.path, float(self.times[0]))
+        self._first = int(outside or not np.isfinite(self._nodes[0]))  # the first step that the clock knows
         self._counted = 0 if self.coefficients == "published" else self._first  # the first slope in the history
         self._tails: np.ndarray | None = None
         if self.coefficients == "matched" and self.history_beta < 1:

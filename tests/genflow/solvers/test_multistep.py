@@ -225,6 +225,18 @@ def test_any_option_any_shape_any_grid(order, frame, coefficients, startup, path
         assert torch.isfinite(x).all()
 
 
+def test_nearly_pure_noise_is_left_out_of_the_epsilon_clock() -> None:
+    """A cosine table begins at a level of thousands and goes on at tens: one node far off would spoil every weight."""
+    levels = np.array([2e4, 40.0, 20.0, 10.0, 5.0, 2.0])
+    path = TrigonometricPath()
+    times = path.time(levels)
+    for startup in ("multistep", "rk4"):
+        solver = AdamsBashforth(3, "epsilon", "matched", startup)
+        result = run(solver, path, times, state())
+        other = run(AdamsBashforth(3, "velocity", "matched", startup), path, times, state())
+        assert (result - other).abs().max() < 0.1
+
+
 def test_batch_members_do_not_meet() -> None:
     path, x = VPPath.linear(), state(0, (4, 3))
 
