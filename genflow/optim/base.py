@@ -22,7 +22,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiab
 
 from genflow.errors import InputError, NonFiniteError, check_number
 from genflow.optim.batches import Batch, Collected, chunks, count_step, split_by_form
-from genflow.optim.execution import Rule, run_many, run_single, state_dtype
+from genflow.optim.execution import Rule, run_many, run_single, scalar_dtype, state_dtype
 from genflow.optim.options import FLAG_DEFAULTS, check_flags, check_lr
 from genflow.optim.scalars import Scalar
 
@@ -198,7 +198,7 @@ class OptimizerBase(Optimizer):
         for part in collected:
             for param in part.params:
                 state = self.state[param]
-                if not state:
+                if len(state) == 0:
                     home = param.device if self._on_device(part.group) else torch.device("cpu")
                     state["step"] = torch.zeros((), dtype=torch.float32, device=home)
                     state.update(self._new_state(part.group, param))
@@ -256,7 +256,7 @@ class OptimizerBase(Optimizer):
         if isinstance(lr, Tensor) and lr.ndim:
             lr = lr.squeeze()
         for alike in split_by_form(part):
-            device, wide = alike.params[0].device, state_dtype(alike.params[0]).to_real()
+            device, wide = alike.params[0].device, scalar_dtype(alike.params[0])
             constants = self._constants(group, alike.params[0].dtype)
             for batch, t in count_step(alike, self._on_device(group)):
                 scalars = {key: _like(value, wide, device) for key, value in self._scalars(group, lr, t).items()}
@@ -306,7 +306,7 @@ class OptimizerBase(Optimizer):
         """:func:`run_many`, compiled if the group says so; one graph for each kind of batch."""
         if not part.group["compile"] or torch.compiler.is_compiling():
             return run_many
-        wide = state_dtype(params[0]).to_real()
+        wide = scalar_dtype(params[0])
         for key, value in columns.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 columns[key] = torch.tensor(value, dtype=wide)  # a number would be a guard: one compilation a step

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Rule", "round_stochastically", "run_many", "run_single", "state_dtype"]
+__all__ = ["Rule", "round_stochastically", "run_many", "run_single", "scalar_dtype", "state_dtype"]
 
 Rule = Callable[..., None]
 """``rule(param, grad, **buffers, **scalars, **constants)``; the multi-tensor form takes lists of tensors."""
@@ -20,6 +20,12 @@ def state_dtype(param: Tensor) -> torch.dtype:
     A moving average with rate 1e-3 stands still in bfloat16, whose relative spacing is 2^-8.
     """
     return torch.float32 if param.dtype in _LOW_PRECISION else param.dtype
+
+
+def scalar_dtype(param: Tensor) -> torch.dtype:
+    """The format of a parameter's statistics without dimensions: as :func:`state_dtype`, real for complex ones."""
+    # not dtype.to_real(), which torch.compile does not trace
+    return {torch.complex64: torch.float32, torch.complex128: torch.float64}.get(param.dtype, state_dtype(param))
 
 
 def round_stochastically(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from genflow.errors import check_number
 from genflow.optim.base import OptimizerBase
-from genflow.optim.execution import state_dtype
+from genflow.optim.execution import scalar_dtype
 from genflow.optim.options import Flags, check_betas
 from genflow.optim.scalars import (
     Scalar,
@@ -112,7 +112,7 @@ class StableSPAM(OptimizerBase):
         check_number("eta_min", group["eta_min"], at_least=0, at_most=1)
 
     def _new_state(self, group: dict[str, Any], param: Tensor) -> dict[str, Tensor]:
-        zero = torch.zeros((), dtype=state_dtype(param).to_real(), device=param.device)
+        zero = torch.zeros((), dtype=scalar_dtype(param), device=param.device)
         names = ("max_avg", "norm_avg", "norm_sq_avg")
         return super()._new_state(group, param) | {name: zero.clone() for name in names}
 
