@@ -14,6 +14,8 @@ _HOMES = {
     "Kappa": "kappas",
     "Lion": "lion",
     "LionK": "lion_k",
+    "MKOR": "mkor",
+    "MKORH": "mkor_h",
     "OPTIMIZERS": "registry",
     "OptimizerBase": "base",
     "SGDP": "sgdp",

@@ -83,6 +83,8 @@ def create_optimizer(
     if weight_decay and not decays:
         raise InputError(f"optimizer.weight_decay: got {weight_decay}; {name!r} has none, allowed: 0")
     if isinstance(params, nn.Module):
+        if known is not None and "model" in known:
+            options.setdefault("model", params)  # for those that watch its layers
         params = parameter_groups(params, (weight_decay or 0.0) if decays else None, exempt=exempt, overrides=overrides)
     elif overrides:
         raise InputError("optimizer.overrides: they go by the names of a module's parts; allowed: only with a module")

@@ -19,6 +19,8 @@ OPTIMIZERS: dict[str, str] = {
     "frugal": "genflow.optim.frugal:FRUGAL",
     "lion": "genflow.optim.lion:Lion",
     "lion-k": "genflow.optim.lion_k:LionK",
+    "mkor": "genflow.optim.mkor:MKOR",
+    "mkor-h": "genflow.optim.mkor_h:MKORH",
     "sgdp": "genflow.optim.sgdp:SGDP",
     "stable-spam": "genflow.optim.stable_spam:StableSPAM",
     "adadelta": "torch.optim:Adadelta",
@@ -32,7 +34,8 @@ OPTIMIZERS: dict[str, str] = {
     "rprop": "torch.optim:Rprop",
     "sgd": "torch.optim:SGD",
 }
-"""Where each optimizer lives; all work on any module and without a closure. Others go by ``package.module:Class``."""
+"""Where each optimizer lives; all work on any module and without a closure (mkor-h is told the loss by
+``observe``). Others go by ``package.module:Class``."""
 
 
 def check_name(name: str) -> str:

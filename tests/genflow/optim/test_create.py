@@ -26,12 +26,13 @@ def network() -> nn.Module:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_name_makes_an_optimizer_that_steps(name: str) -> None:
     module = network()
-    optimizer = create_optimizer(name, module, lr=0.1)
+    options = {"unsupported": "base"} if name.startswith("mkor") else {}  # it has no factors for embeddings
+    optimizer = create_optimizer(name, module, lr=0.1, **options)
     assert type(optimizer) is optimizer_class(name)
     for p in module.parameters():
         p.grad = torch.ones_like(p)
     before = module["head"].weight.detach().clone()
-    optimizer.step()
+    optimizer.step(lambda: torch.ones(()))  # mkor-h wants to know the loss
     assert not torch.equal(before, module["head"].weight)
 
 
