@@ -9,7 +9,7 @@ from torch.optim.optimizer import ParamsT
 from genflow.errors import check_choice, check_number
 from genflow.optim.base import OptimizerBase
 from genflow.optim.batches import Collected
-from genflow.optim.execution import state_dtype
+from genflow.optim.execution import state_dtype, whole
 from genflow.optim.options import Flags
 from genflow.optim.scalars import Scalar, Scalars
 
@@ -66,7 +66,7 @@ class AdaGradNorm(OptimizerBase):
                 grad = grad.to(state_dtype(param))
                 if decay:
                     grad = grad.add(param, alpha=-decay if part.group["maximize"] else decay)
-                norm = torch.linalg.vector_norm(grad)
+                norm = whole(torch.linalg.vector_norm(grad))
                 state = self.state[param]
                 # out of place: with differentiable=True the sum of the last step is in the graph
                 state["sum_sq"] = state["sum_sq"] + norm.to(state["sum_sq"].dtype).square()

@@ -9,6 +9,7 @@ from torch.optim.optimizer import ParamsT
 from genflow.errors import check_number
 from genflow.optim.base import OptimizerBase
 from genflow.optim.batches import Collected
+from genflow.optim.execution import whole
 from genflow.optim.options import Flags, check_betas
 from genflow.optim.scalars import Scalar, Scalars, add_scaled_, many_add_scaled_, select, sqrt
 
@@ -76,7 +77,7 @@ class Adan(OptimizerBase):
     def _begin_step(self, collected: list[Collected]) -> None:
         self._norm: Tensor | None = None
         if any(part.group["max_grad_norm"] for part in collected):
-            norms = [torch.linalg.vector_norm(g) for part in collected for g in part.grads]
+            norms = [whole(torch.linalg.vector_norm(g)) for part in collected for g in part.grads]
             if norms:
                 self._norm = torch.linalg.vector_norm(
                     torch.stack([n.to(norms[0].device, torch.float64) for n in norms])

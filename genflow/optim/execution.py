@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Rule", "round_stochastically", "run_many", "run_single", "scalar_dtype", "state_dtype"]
+__all__ = ["Rule", "round_stochastically", "run_many", "run_single", "scalar_dtype", "state_dtype", "whole"]
 
 Rule = Callable[..., None]
 """``rule(param, grad, **buffers, **scalars, **constants)``; the multi-tensor form takes lists of tensors."""
@@ -26,6 +26,11 @@ def scalar_dtype(param: Tensor) -> torch.dtype:
     """The format of a parameter's statistics without dimensions: as :func:`state_dtype`, real for complex ones."""
     # not dtype.to_real(), which torch.compile does not trace
     return {torch.complex64: torch.float32, torch.complex128: torch.float64}.get(param.dtype, state_dtype(param))
+
+
+def whole(x: Tensor) -> Tensor:
+    """A reduction of a DTensor as a plain tensor, the same on every rank; others as they are."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
 def round_stochastically(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from genflow.errors import check_number
 from genflow.optim.base import OptimizerBase
-from genflow.optim.execution import scalar_dtype
+from genflow.optim.execution import scalar_dtype, whole
 from genflow.optim.options import Flags, check_betas
 from genflow.optim.scalars import (
     Scalar,
@@ -295,12 +295,12 @@ def _adapt(
         return grad
     if clip:
         size = grad.abs()
-        peak = size.amax()
+        peak = whole(size.amax())
         max_avg.lerp_(peak, 1 - gamma3)
         threshold = max_avg / max_correction
         grad = torch.where(size > threshold, grad * (threshold / torch.where(peak > 0, peak, 1)), grad)
     if normalize:
-        norm = torch.linalg.vector_norm(grad)
+        norm = whole(torch.linalg.vector_norm(grad))
         norm_avg.mul_(norm_keep).add_(norm * (1 - norm_keep))
         norm_sq_avg.lerp_(norm.square(), 1 - gamma2)
         wanted = norm_avg / norm_correction / ((norm_sq_avg / norm_sq_correction).sqrt() + eps)
