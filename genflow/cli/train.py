@@ -24,6 +24,14 @@ def train(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave unreadable images out, instead of stopping at the first.")
     ] = False,
+    dynamics: Annotated[
+        bool,
+        typer.Option(
+            "--dynamics",
+            help="Log and plot sharpness, stability and spectrum of the loss: OUT/dynamics.jsonl and .png. "
+            "--set dynamics.every_steps=N and others change what it costs.",
+        ),
+    ] = False,
     tracker: Annotated[
         list[str] | None,
         typer.Option("--tracker", help="A tracker of accelerate's, as tensorboard; may be repeated.", metavar="NAME"),
@@ -39,10 +47,12 @@ def train(
       genflow train fashion-mnist
       genflow train fashion-mnist --set optimizer.lr=3e-4 --set budget.images=200000 --out runs/slow
       genflow train my-recipe.yaml --skip-bad --tracker tensorboard
+      genflow train fashion-mnist --dynamics --set dynamics.every_steps=500
       accelerate launch --num_processes 4 -m genflow train fashion-mnist
     """
     warnings.filterwarnings("ignore", category=FutureWarning)
     from genflow.training import train as run
 
-    folder = run(recipe, settings or [], out, restart=restart, skip_bad=skip_bad, trackers=tracker or [])
+    settings = (settings or []) + (["dynamics.enabled=true"] if dynamics else [])
+    folder = run(recipe, settings, out, restart=restart, skip_bad=skip_bad, trackers=tracker or [])
     typer.echo(f"trained: {folder}   try it: genflow generate --model {folder}", err=True)

@@ -100,6 +100,18 @@ class LogSection(_Section):
     sample_every_steps: Annotated[int, Field(ge=0)] = Field(2000, description="0: no sample grids")
 
 
+class DynamicsSection(_Section):
+    """Sharpness, stability and spectrum of the loss while training; see :mod:`genflow.training.dynamics`."""
+
+    enabled: bool = False
+    every_steps: Count = 1000
+    images: Count = Field(128, description="images that are measured on, the same all run long")
+    micro_batch: Count = Field(64, description="images at a time; memory grows with it")
+    lanczos_steps: Count = Field(12, description="Hessian products, at most, for an eigenvalue or a probe")
+    probes: Annotated[int, Field(ge=0)] = Field(1, description="probes of spectrum and trace; 0: neither")
+    max_share: Fraction | None = Field(0.2, description="of the run's time; measurements beyond it are left out")
+
+
 class SamplingSection(_Section):
     """Defaults that the finished pipeline carries, also used for the sample grids."""
 
@@ -128,6 +140,7 @@ class Recipe(_Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     log: LogSection = LogSection()
+    dynamics: DynamicsSection = DynamicsSection()
     sampling: SamplingSection = SamplingSection()
 
     def model_post_init(self, _: Any) -> None:

@@ -31,6 +31,7 @@ from genflow.training.checkpoints import (
     restore_optimizer,
     save_checkpoint,
 )
+from genflow.training.dynamics import TrainingDynamics
 from genflow.training.networks import create_network
 from genflow.training.objectives import create_objective
 from genflow.training.optimizers import create_optimizer
@@ -42,7 +43,7 @@ __all__ = ["Trainer", "train"]
 _TENSOR_GROUPS = ("network", "ema", "optimizer")
 _RECIPE_FILE = "recipe.yaml"
 # what may differ between an interrupted run and the one that goes on with it
-_FREE_SECTIONS = ("log", "sampling")
+_FREE_SECTIONS = ("log", "sampling", "dynamics")
 
 
 def train(
@@ -180,6 +181,12 @@ class Trainer:
             out.mkdir(parents=True, exist_ok=True)
             write_text(out / _RECIPE_FILE, recipe.to_yaml())
             self.log = MetricsLog(out / "metrics.jsonl", self.step)
+        self.dynamics: TrainingDynamics | None = None
+        if recipe.dynamics.enabled and self.log is not None:
+            self.dynamics = TrainingDynamics(
+                recipe, data, self.objective, self.model, self.bare_network, self.optimizer, out,
+                self.accelerator.device, self.step or -1,
+            )  # fmt: skip
         if trackers:
             self.accelerator.init_trackers("genflow")
         self._stop = False
@@ -251,8 +258,7 @@ class Trainer:
         recipe, accelerator = self.recipe, self.accelerator
         total = torch.zeros((), device=accelerator.device)
         norm = torch.zeros((), device=accelerator.device)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group.get("initial_lr", recipe.optimizer.lr) * self._lr_factor()
+        self._set_lr()
         # for dropout inside the network, which takes no generator
         torch.manual_seed(mixed_seed(recipe.seed, self.step, accelerator.process_index, 1))
         for micro in range(recipe.accumulate):
@@ -289,6 +295,25 @@ class Trainer:
             return warmup
         cosine = 0.5 * (1 + math.cos(math.pi * self._progress()))
         return warmup * (schedule.final + (1 - schedule.final) * cosine)
+
+    def _set_lr(self) -> None:
+        factor = self._lr_factor()
+        for group in self.optimizer.param_groups:
+            group["lr"] = group.get("initial_lr", self.recipe.optimizer.lr) * factor
+
+    def _measure(self, ends: bool) -> tuple[float, float]:
+        """Measure the dynamics where it is time to; the CPU and wall-clock seconds that it took."""
+        if self.dynamics is None or not self.dynamics.due(self.step, ends):
+            return 0.0, 0.0
+        cpu, wall = time.process_time(), time.perf_counter()
+        if self.dynamics.affordable(self.seconds):
+            rates = [group["lr"] for group in self.optimizer.param_groups]
+            if not ends:
+                self._set_lr()  # stability is a matter of the step to come
+            self.accelerator.log(self.dynamics.measure(self.step, self.seconds), step=self.step)
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+        return time.process_time() - cpu, time.perf_counter() - wall
 
     def _report(self, bar: tqdm, losses: list[torch.Tensor], norms: list[torch.Tensor], started: float) -> None:
         """Bring the losses since the last report to the host, once, and write them down."""
@@ -337,6 +362,8 @@ class Trainer:
         log, main = self.recipe.log, self.accelerator.is_main_process
         if main and self.progress:
             tqdm.write(f"precision: {self.precision.name} ({self.precision.reason}); run: {self.out}")
+            if self.dynamics:
+                tqdm.write(self.dynamics.describe())
         losses: list[torch.Tensor] = []
         norms: list[torch.Tensor] = []
         total = self.recipe.budget.images
@@ -348,6 +375,7 @@ class Trainer:
                 desc="training", disable=not (main and self.progress), smoothing=0.02,
             ) as bar,
         ):  # fmt: skip
+            self._measure(ends=False)
             cpu_start, wall_start = time.process_time() - self.cpu_seconds, time.perf_counter() - self.seconds
             reported = self.seconds
             while self._progress() < 1.0:
@@ -362,6 +390,9 @@ class Trainer:
                     # before a checkpoint, so that none is ever written of a diverged network
                     self._report(bar, losses, norms, reported)
                     losses, norms, reported = [], [], self.seconds
+                # neither the budget nor the speed counts it
+                cpu, wall = self._measure(ends and not self._stop)
+                cpu_start, wall_start = cpu_start + cpu, wall_start + wall
                 if saves:
                     self._save()
                 if log.sample_every_steps and (self.step % log.sample_every_steps == 0 or ends) and not self._stop:

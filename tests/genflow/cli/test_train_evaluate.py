@@ -63,6 +63,8 @@ def test_train_hands_its_words_on(genflow: Run, monkeypatch: pytest.MonkeyPatch)
     genflow("train", "r", "--resume")
     assert seen["arguments"] == ("r", [], None)
     assert seen["restart"] is False
+    genflow("train", "r", "--dynamics", "--set", "dynamics.every_steps=5")
+    assert seen["arguments"] == ("r", ["dynamics.every_steps=5", "dynamics.enabled=true"], None)
 
 
 def test_evaluate_prints_a_table_and_writes_json(genflow: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,8 +168,7 @@ def test_rank_correlation_with_trained_loss():
     correlation, p = spearmanr([scores[name] for name in networks], [-trained[name] for name in networks])
     sizes = [sum(param.numel() for param in build().parameters()) for build in networks.values()]
     plain = spearmanr(sizes, [-trained[name] for name in networks]).statistic
-    print(
-        f"Spearman {correlation:.3f} (p = {p:.2g}), of the parameter count {plain:.3f}, {time.perf_counter() - started:.0f} s"
-    )
+    seconds = time.perf_counter() - started
+    print(f"Spearman {correlation:.3f} (p = {p:.2g}), of the parameter count {plain:.3f}, {seconds:.0f} s")
     assert correlation > 0.4
     assert p < 0.05
