@@ -320,7 +320,8 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
         Args:
             model_output: the network's raw output, in ``sample``'s shape (channels of a learned variance after it
                 are dropped), or a Prediction, such as guidance makes, on this scheduler's path.
-            timestep: the current entry of ``timesteps``.
+            timestep: the current entry of ``timesteps``. Its value is read, which waits for the device, only in the first
+                step, without a begin index, and if it is a copy.
             sample: the current sample ``(B, ...)``.
             generator: for solvers that draw noise; one, or one an image.
             return_dict: False for the tuple ``(prev_sample, pred_original_sample)``.
