@@ -41,7 +41,7 @@ class Solver(ABC):
 
     Attributes:
         name: the name in ``SOLVERS``.
-        order: the order of convergence.
+        order: the order of convergence; of a rule with options, the order asked for.
         stochastic: whether ``step`` takes noise.
         option_names: the constructor's options, for ``create_solver`` and configurations.
         path, times: what ``start`` was given.
@@ -50,7 +50,7 @@ class Solver(ABC):
     """
 
     name: ClassVar[str]
-    order: ClassVar[int]
+    order: float
     stochastic: ClassVar[bool] = False
     option_names: ClassVar[tuple[str, ...]] = ()
 

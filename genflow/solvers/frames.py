@@ -11,6 +11,7 @@ frame (DDIM; Euler on a rectified flow); rules of higher order differ from frame
 | denoised | sigma         | alpha / sigma           | sample          | alpha         |
 
 On a linear path the velocity frame is the path itself: u = sigma, y = dx/du.
+In the denoised frame multistep rules take y as a polynomial in log u, not in u (:mod:`genflow.solvers.multistep`).
 """
 
 import math
