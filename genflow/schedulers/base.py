@@ -26,6 +26,7 @@ from genflow.paths import Path, working_dtype
 from genflow.prediction import Prediction
 from genflow.schedulers.beta import BetaFamily
 from genflow.schedulers.family import Family
+from genflow.schedulers.inputs import descending, step_count, without_variance
 from genflow.schedulers.reading import FAMILY_KEYS, family_from_keys, normalise
 from genflow.solvers import Solver
 
@@ -223,15 +224,15 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
         if sigmas is not None and timesteps is not None:
             raise InputError("sigmas and timesteps: both were given; allowed: one of them")
         if sigmas is not None:
-            times = self.family.times_from_sigmas(_descending("sigmas", sigmas), mu)
+            times = self.family.times_from_sigmas(descending("sigmas", sigmas), mu)
         elif timesteps is not None:
-            times = self.family.times_from_timesteps(_descending("timesteps", timesteps))
+            times = self.family.times_from_timesteps(descending("timesteps", timesteps))
         elif num_inference_steps is None:
             raise InputError("num_inference_steps: None; allowed: an integer >= 1, or give sigmas or timesteps")
         else:
-            times = self.family.times(_step_count(num_inference_steps), mu)
+            times = self.family.times(step_count(num_inference_steps), mu)
         steps = len(times) - 1
-        if num_inference_steps is not None and _step_count(num_inference_steps) != steps:
+        if num_inference_steps is not None and step_count(num_inference_steps) != steps:
             raise InputError(
                 f"num_inference_steps: {num_inference_steps} with {steps} sigmas or timesteps; leave it out"
             )
@@ -305,7 +306,7 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
 
         ``timestep`` is a network timestep, one number or one a sample; it need not belong to the run.
         """
-        return self.family.predict(_without_variance(model_output, sample), sample, self._time(timestep))
+        return self.family.predict(without_variance(model_output, sample), sample, self._time(timestep))
 
     def step(
         self,
@@ -320,8 +321,8 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
         Args:
             model_output: the network's raw output, in ``sample``'s shape (channels of a learned variance after it
                 are dropped), or a Prediction, such as guidance makes, on this scheduler's path.
-            timestep: the current entry of ``timesteps``. Its value is read, which waits for the device, only in the first
-                step, without a begin index, and if it is a copy.
+            timestep: the current entry of ``timesteps``. Its value is read, which waits for the device, in the first
+                step alone, and there only if it is a copy and no begin index is set.
             sample: the current sample ``(B, ...)``.
             generator: for solvers that draw noise; one, or one an image.
             return_dict: False for the tuple ``(prev_sample, pred_original_sample)``.
@@ -336,7 +337,7 @@ class PathScheduler(SchedulerMixin, ConfigMixin):
         if isinstance(model_output, Prediction):
             prediction = model_output
         else:
-            prediction = self.family.predict(_without_variance(model_output, sample), x, float(self._times[index]))
+            prediction = self.family.predict(without_variance(model_output, sample), x, float(self._times[index]))
         x0 = prediction.x0.to(sample.dtype)  # before the step, whose own conversions become cheaper by it
         advanced = self._advance(x, prediction, index, generator)
         self._step_index = index + 1
@@ -387,24 +388,3 @@ def _options_of_another(name: Any, cls: type) -> list[str]:
     if not (isinstance(other, type) and issubclass(other, PathScheduler)) or issubclass(cls, other):
         return []
     return [key for key in list(inspect.signature(other.__init__).parameters)[1:] if key not in FAMILY_KEYS]
-
-
-def _step_count(value: Any) -> int:
-    value = value.item() if hasattr(value, "item") else value
-    return int(check_number("num_inference_steps", value, at_least=1, integer=True))
-
-
-def _descending(name: str, values: Any) -> np.ndarray:
-    values = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values
-    values = np.atleast_1d(np.asarray(values, dtype=np.float64))
-    if values.ndim != 1 or len(values) == 0 or not np.all(np.isfinite(values)):
-        raise InputError(f"{name}: {values.tolist()}; allowed: a list of finite numbers, one a step")
-    if not np.all(np.diff(values) < 0) or (name == "sigmas" and values[-1] < 0) or np.array_equal(values, [0.0]):
-        raise InputError(f"{name}: {values.tolist()}; allowed: strictly descending values, not below 0")
-    return values
-
-
-def _without_variance(model_output: Tensor, sample: Tensor) -> Tensor:
-    if model_output.ndim == sample.ndim > 1 and model_output.shape[1] == 2 * sample.shape[1]:
-        return model_output[:, : sample.shape[1]]
-    return model_output
