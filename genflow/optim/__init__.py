@@ -7,6 +7,7 @@ _HOMES = {
     "AdaGradNorm": "adagrad_norm",
     "AdamP": "adamp",
     "Adan": "adan",
+    "BORep": "bo_rep",
     "BatchSizeController": "batch_size",
     "DiffGrad": "diffgrad",
     "FRUGAL": "frugal",
