@@ -53,7 +53,7 @@ OURS = (
     "ab:order=4",
     "dpm++",
     "hb",
-    "ghvb:order=1.8",
+    "ghvb",
     "ghvb:order=2.7",
     "ghvb:order=3.7",
     "ghvb:order=2.7:frame=denoised",

@@ -71,7 +71,8 @@ def register_scheduler(init: Callable[..., None]) -> Callable[..., None]:
             raise InputError(f"{type(self).__name__}: {len(args)} positional arguments; allowed: {', '.join(own)}")
         bound = {**dict(zip(own, args, strict=False)), **kwargs}
         options = {key: bound.get(key, default) for key, default in own.items()}
-        keys = {key: value for key, value in kwargs.items() if key not in own and value is not None}
+        keys = {key: value for key, value in kwargs.items() if key not in own}
+        keys = {key: value for key, value in keys.items() if value is not None or key == "prediction_type"}
         family = family_from_keys({**self.family_defaults, **keys})
         self.register_to_config(_class_name=type(self).__name__, **family.config, **options)
         # keys said to stand at a default are skipped, without a warning, by diffusers' classes that do not know them

@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from genflow.errors import InputError
+from genflow.prediction import PREDICTION_TYPES
 from genflow.schedulers.beta import BetaFamily
 from genflow.schedulers.edm import EDMFamily
 from genflow.schedulers.family import Family
@@ -56,7 +57,13 @@ def family_from_config(config: Mapping[str, Any]) -> Family:
 
 
 def family_from_keys(given: Mapping[str, Any]) -> Family:
-    """The family that the given keys describe; with none of a family's own keys, a flow."""
+    """The family that the given keys describe; with none of a family's own keys, a flow.
+
+    A config that does not speak of ``prediction_type`` means the family's default, as in diffusers; one that has it
+    as None raises InputError, for there the network is not known.
+    """
+    if given.get("prediction_type", "") is None:
+        raise InputError(f"prediction_type: None; allowed: {', '.join(PREDICTION_TYPES)}, as the network was trained")
     given = {key: value for key, value in given.items() if key in FAMILY_KEYS and value is not None}
     return (_detect(given) or FlowFamily)(_translate(given))
 

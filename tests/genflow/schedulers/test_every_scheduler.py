@@ -239,6 +239,8 @@ def test_bad_schedules(combo, arguments, message):
 def test_bad_configs_and_begin_indices(combo):
     with pytest.raises(InputError, match="prediction_type"):
         combo.make(prediction_type="noise")
+    with pytest.raises(InputError, match="prediction_type: None"):
+        combo.make(prediction_type=None)
     with pytest.raises(InputError, match="not known"):
         combo.make(no_such_option=1)
     scheduler = combo.make()
