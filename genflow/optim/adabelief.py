@@ -82,6 +82,9 @@ class AdaBelief(OptimizerBase):
     def _check(self, group: dict[str, Any]) -> None:
         check_betas(group["betas"])
 
+    def _entrywise(self, group: dict[str, Any]) -> bool:
+        return True
+
     def _constants(self, group: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         beta1, beta2 = group["betas"]
         names = ("eps", "weight_decay", "weight_decouple", "rectify", "accumulate_eps")

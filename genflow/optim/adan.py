@@ -83,6 +83,9 @@ class Adan(OptimizerBase):
                     torch.stack([n.to(norms[0].device, torch.float64) for n in norms])
                 )
 
+    def _entrywise(self, group: dict[str, Any]) -> bool:
+        return True
+
     def _constants(self, group: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         beta1, beta2, beta3 = group["betas"]
         names = ("eps", "weight_decay", "no_prox")

@@ -12,7 +12,6 @@ A subclass gives
 * where all gradients are needed before any update (global norms), :meth:`~OptimizerBase._begin_step`.
 """
 
-import types
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -22,6 +21,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiab
 
 from genflow.errors import InputError, NonFiniteError, check_number
 from genflow.optim.batches import Batch, Collected, chunks, count_step, split_by_form
+from genflow.optim.compiled import CompiledSteps
 from genflow.optim.execution import Rule, run_many, run_single, scalar_dtype, state_dtype
 from genflow.optim.options import FLAG_DEFAULTS, check_flags, check_lr
 from genflow.optim.scalars import Scalar
@@ -42,7 +42,7 @@ class OptimizerBase(Optimizer):
         defaults = {key: tuple(value) if isinstance(value, list) else value for key, value in defaults.items()}
         self._check_group(defaults)
         self._skipped_steps = 0
-        self._compiled: dict[Any, Callable[..., None]] = {}
+        self._compiled = CompiledSteps()
         super().__init__(params, defaults)
 
     # what a subclass may replace
@@ -67,6 +67,10 @@ class OptimizerBase(Optimizer):
     def _scalars(self, group: dict[str, Any], lr: Scalar, t: Scalar) -> dict[str, Scalar]:
         """Arguments of the rule that depend on ``lr`` and on ``t``, the count of this step (1 at the first)."""
         return {}
+
+    def _entrywise(self, group: dict[str, Any]) -> bool:
+        """Whether an entry's step depends on that entry alone, so that compiled steps may join tensors."""
+        return False
 
     def _begin_step(self, collected: list[Collected]) -> None:
         """Called once a step, before any update, with state in place."""
@@ -127,7 +131,7 @@ class OptimizerBase(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_skipped_steps", 0)
-        self.__dict__.setdefault("_compiled", {})
+        self.__dict__.setdefault("_compiled", CompiledSteps())
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)  # a checkpoint from before the option was there
@@ -268,24 +272,21 @@ class OptimizerBase(Optimizer):
     def _update_many(
         self, part: Collected, batch: Batch, scalars: dict[str, Scalar], constants: dict[str, Any]
     ) -> None:
-        params, grads, states = batch.params, batch.grads, batch.states
-        compiled = part.group["compile"] or torch.compiler.is_compiling()
+        group, (_, params, grads, states) = part.group, batch
+        rule, maximize, stochastic = type(self).many, group["maximize"], group["stochastic_rounding"]
         columns = {key: list(v.unbind()) if isinstance(v, Tensor) and v.ndim else v for key, v in scalars.items()}
-        runner = self._many_runner(part, params, columns)
         names = [key for key in states[0] if key != "step"]
-        for run in [slice(None)] if compiled else chunks(params):
+        own = torch.compiler.is_compiling()  # the caller's graph takes everything
+        if group["compile"] and not own:
+            buffers = {name: [state[name] for state in states] for name in names}
+            key = part.index, params[0].device, params[0].dtype
+            entrywise = self._entrywise(group)
+            self._compiled(key, entrywise, rule, params, grads, buffers, columns, constants, maximize, stochastic)
+            return
+        for run in [slice(None)] if own else chunks(params):
             buffers = {name: [state[name] for state in states[run]] for name in names}
             values = {key: value[run] if isinstance(value, list) else value for key, value in columns.items()}
-            values.update(constants)
-            runner(
-                type(self).many,
-                params[run],
-                grads[run],
-                buffers,
-                values,
-                part.group["maximize"],
-                part.group["stochastic_rounding"],
-            )
+            run_many(rule, params[run], grads[run], buffers, values | constants, maximize, stochastic)
 
     def _update_each(
         self, group: dict[str, Any], batch: Batch, scalars: dict[str, Scalar], constants: dict[str, Any]
@@ -302,19 +303,6 @@ class OptimizerBase(Optimizer):
                 state.update(buffers)
             run_single(rule, param, grad, buffers, values, maximize, stochastic)
 
-    def _many_runner(self, part: Collected, params: list[Tensor], columns: dict[str, Any]) -> Callable[..., None]:
-        """:func:`run_many`, compiled if the group says so; one graph for each kind of batch."""
-        if not part.group["compile"] or torch.compiler.is_compiling():
-            return run_many
-        wide = scalar_dtype(params[0])
-        for key, value in columns.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                columns[key] = torch.tensor(value, dtype=wide)  # a number would be a guard: one compilation a step
-        key = part.index, params[0].device, params[0].dtype
-        if key not in self._compiled:
-            self._compiled[key] = torch.compile(_fresh(run_many), dynamic=False)
-        return self._compiled[key]
-
 
 def _name(index: int, group: dict[str, Any], position: int) -> str:
     """What an error message calls a parameter."""
@@ -328,8 +316,3 @@ def _like(value: Scalar, dtype: torch.dtype, device: torch.device) -> Scalar:
     if not isinstance(value, Tensor):
         return value
     return value.to(dtype) if value.device.type == "cpu" else value.to(device, dtype)
-
-
-def _fresh(function: Callable[..., None]) -> Callable[..., None]:
-    """A copy with code of its own: torch limits the number of compilations of one code object."""
-    return types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)

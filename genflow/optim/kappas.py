@@ -45,10 +45,12 @@ class Kappa:
     Attributes:
         name: what options and state dicts call it.
         implies: the constraint or penalty on ``y = weight_decay * x``, in words.
+        entrywise: a sum over entries, so that an entry's gradient depends on that entry alone.
     """
 
     name: ClassVar[str] = ""
     implies: ClassVar[str] = ""
+    entrywise: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -106,6 +108,7 @@ class L1(Kappa):
 
     name = "l1"
     implies = "every |y_i| <= 1"
+    entrywise = True
 
     def value(self, c: Tensor) -> Tensor:
         return c.abs().sum()
@@ -204,6 +207,7 @@ class HalfSquare(Kappa):
 
     name = "square"
     implies = "penalty y^2 / 2"
+    entrywise = True
 
     def value(self, c: Tensor) -> Tensor:
         return c.square().sum() / 2
@@ -221,6 +225,7 @@ class Huber(Kappa):
 
     name = "huber"
     implies = "every |y_i| <= 1, and penalty e y^2 / 2"
+    entrywise = True
     e: float = 1.0
 
     def __post_init__(self) -> None:
@@ -246,6 +251,7 @@ class PseudoHuber(Kappa):
 
     name = "pseudo-huber"
     implies = "every |y_i| <= 1, and penalty e (1 - sqrt(1 - y^2))"
+    entrywise = True
     e: float = 1.0
 
     def __post_init__(self) -> None:
@@ -271,6 +277,7 @@ class DeadZone(Kappa):
 
     name = "dead-zone"
     implies = "every |y_i| <= 1, and penalty e ||y||_1"
+    entrywise = True
     e: float = 1e-3
 
     def __post_init__(self) -> None:
@@ -322,6 +329,7 @@ class Elastic(Kappa):
 
     name = "elastic"
     implies = "penalty max(|y| - 1, 0)^2 / (2 a)"
+    entrywise = True
     a: float = 1.0
 
     def __post_init__(self) -> None:

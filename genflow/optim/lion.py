@@ -54,6 +54,9 @@ class Lion(OptimizerBase):
     def _kappa(self, group: dict[str, Any]) -> Kappa:
         return L1()
 
+    def _entrywise(self, group: dict[str, Any]) -> bool:
+        return self._kappa(group).entrywise
+
     def _constants(self, group: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         beta1, beta2 = group["betas"]
         return {
