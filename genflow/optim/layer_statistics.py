@@ -1,6 +1,7 @@
 """Means of a layer's inputs and output gradients, gathered by hooks while a network trains."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,10 @@ def mean_input(layer: nn.Module, x: Tensor) -> Tensor:
     return x.mean(tuple(range(1, dims + 1))).flatten()
 
 
+def _never() -> bool:
+    return False
+
+
 def _wide(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
 
@@ -55,6 +60,10 @@ class LayerStatistics:
         self._inputs: Tensor | None = None
         self._outputs: Tensor | None = None
         self._rows = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copied or pickled network keeps its hooks; their statistics are not this network's, and gather nothing."""
+        return LayerStatistics, (_never,)
 
     def watch(self, layer: nn.Module) -> None:
         """Gather from ``layer`` too (one of :data:`SUPPORTED`)."""

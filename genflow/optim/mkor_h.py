@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Unpack
 
+import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, ParamsT
 
@@ -88,6 +89,12 @@ class MKORH(MKOR):
         check_number("patience", group["patience"], at_least=1, integer=True)
         super()._check(group)
 
+    def state_dict(self) -> dict[str, Any]:
+        """As any optimizer's, and safe for JSON but for the state's tensors."""
+        for group in self.param_groups:
+            group["loss_sum"] = float(group["loss_sum"])
+        return super().state_dict()
+
     def _decide(self) -> None:
         if self.first_order:
             return
@@ -96,7 +103,7 @@ class MKORH(MKOR):
             raise RuntimeError("MKOR-H needs the loss: call observe(loss) before step(), or give step a closure")
         if not self._due():
             return
-        mean = float(averaged([(values["loss_sum"] / values["loss_seen"])[None]])[0])
+        mean = float(averaged([torch.as_tensor(values["loss_sum"] / values["loss_seen"])[None]])[0])
         values["loss_sum"], values["loss_seen"] = 0, 0
         if values["loss_mean"] is not None:
             beta = values["loss_beta"]

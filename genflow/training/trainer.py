@@ -160,6 +160,9 @@ class Trainer:
             objective.label_dropout,
         )
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
+        self._observe = getattr(optimizer, "observe", None)  # MKOR-H decides by the loss
+        if self.accelerator.scaler is not None and hasattr(optimizer, "loss_scale"):
+            optimizer.loss_scale = self.accelerator.scaler.get_scale  # MKOR's hooks see scaled gradients
         self.bare_network = self.accelerator.unwrap_model(self.network)
         self.ema = EMAModel(
             self.bare_network.parameters(),
@@ -273,6 +276,8 @@ class Trainer:
                 total += loss.detach() / recipe.accumulate
                 if accelerator.sync_gradients and recipe.clip_norm is not None:
                     norm = accelerator.clip_grad_norm_(self.network.parameters(), recipe.clip_norm)
+                if accelerator.sync_gradients and self._observe is not None:
+                    self._observe(total)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         self.ema.step(self.bare_network.parameters())

@@ -1,7 +1,9 @@
 """MKOR against a twin with dense inverses, what its hooks see, and what it refuses."""
 
+import copy
 import io
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -184,6 +186,16 @@ def test_only_passes_with_gradients_count_and_in_place_operations_may_follow() -
     statistics.stop()
     layer(x).sum().backward()
     assert statistics.take() is None
+
+
+def test_hooks_of_copied_networks_gather_nothing() -> None:
+    model = network()
+    optimizer = MKOR(model)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        twin(X).sum().backward()
+        assert all(layer.statistics.take() is None for layer in optimizer._layers)
+    model(X).sum().backward()
+    assert all(layer.statistics.take() is not None for layer in optimizer._layers)
 
 
 def test_checkpointed_layers_count_once() -> None:

@@ -150,6 +150,9 @@ def test_clipping_limits_the_update(data, tmp_path):
         {"name": "adan", "options": {"betas": [0.9, 0.8, 0.95], "nonfinite": "raise"}},
         {"name": "lion-k", "lr": 0.001, "options": {"kappa": {"name": "huber", "e": 0.1}}},
         {"name": "stable-spam", "overrides": {"input": {"lr": 0.002, "gap": 2}}},
+        {"name": "frugal", "options": {"update_gap": 2, "base": "lion"}},
+        {"name": "mkor", "options": {"unsupported": "base", "inverse_gap": 2}},
+        {"name": "mkor-h", "options": {"unsupported": "base", "inverse_gap": 2, "base": "adamw"}},
     ],
     ids=lambda optimizer: optimizer["name"],
 )
