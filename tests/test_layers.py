@@ -12,7 +12,7 @@ SOURCES["genflow.pipelines"] = "pipelines"
 # From the ground up; a module may import from its own part and from the floors below its own.
 FLOORS = [
     ["errors", "lazy", "__init__"],
-    ["files", "options"],
+    ["files", "options", "registry"],
     ["images", "assets", "precision", "processes", "paths", "transport", "optim"],
     ["data", "prediction", "interpolants", "metrics"],
     ["solvers", "models"],

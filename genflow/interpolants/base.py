@@ -27,7 +27,7 @@ from torch import Tensor
 from genflow.errors import InputError, check_choice, check_keys
 from genflow.interpolants.gammas import Gamma, create_gamma
 from genflow.paths import expand_like, working_dtype
-from genflow.paths.base import Time, _evaluate
+from genflow.paths.base import Time, evaluate_at
 
 __all__ = ["INTERPOLANTS", "StochasticInterpolant", "check_finite"]
 
@@ -83,19 +83,19 @@ class StochasticInterpolant(ABC):
 
     def a(self, t: Time) -> Time:
         """Weight of ``x0``; ``a(0) = 1``."""
-        return _evaluate(lambda u: self._weights(u)[0], t)
+        return evaluate_at(lambda u: self._weights(u)[0], t)
 
     def b(self, t: Time) -> Time:
         """Weight of ``x1``."""
-        return _evaluate(lambda u: self._weights(u)[1], t)
+        return evaluate_at(lambda u: self._weights(u)[1], t)
 
     def a_dot(self, t: Time) -> Time:
         """``da/dt``."""
-        return _evaluate(lambda u: self._weights_dot(u)[0], t)
+        return evaluate_at(lambda u: self._weights_dot(u)[0], t)
 
     def b_dot(self, t: Time) -> Time:
         """``db/dt``."""
-        return _evaluate(lambda u: self._weights_dot(u)[1], t)
+        return evaluate_at(lambda u: self._weights_dot(u)[1], t)
 
     def _sum(self, x0: Tensor, x1: Tensor | None, t: float | Tensor, first: Weight, second: Weight) -> Tensor:
         if self.needs_x1:
@@ -149,7 +149,7 @@ class StochasticInterpolant(ABC):
 
     def inverse_gamma(self, t: float | Tensor) -> float | Tensor:
         """``1 / gamma``, infinite where gamma is 0."""
-        return _evaluate(lambda u: 1 / self.gamma.value(u), t)
+        return evaluate_at(lambda u: 1 / self.gamma.value(u), t)
 
     def to_config(self) -> dict[str, Any]:
         """A JSON-safe description that :meth:`from_config` reads."""

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from genflow.errors import InputError, check_choice, check_number, nearest
+from genflow.errors import check_number
 from genflow.paths import Path, VPPath
-from genflow.paths.base import Time, _evaluate
+from genflow.paths.base import Time, evaluate_at
+from genflow.registry import create_by_name
 
 __all__ = ["GAMMAS", "Brownian", "Gamma", "Parabola", "PathGamma", "Sigmoid", "Sine", "Zero", "create_gamma"]
 
@@ -43,15 +44,15 @@ class Gamma(ABC):
 
     def value(self, t: Time) -> Time:
         """gamma(t), at least 0."""
-        return _evaluate(self._value, t)
+        return evaluate_at(self._value, t)
 
     def dot(self, t: Time) -> Time:
         """``d gamma / dt``; infinite where gamma starts or ends as a square root."""
-        return _evaluate(self._dot, t)
+        return evaluate_at(self._dot, t)
 
     def product(self, t: Time) -> Time:
         """``gamma * d gamma / dt``, finite on all of [0, 1]."""
-        return _evaluate(self._product, t)
+        return evaluate_at(self._product, t)
 
     @property
     def peak(self) -> float:
@@ -188,11 +189,4 @@ class PathGamma(Gamma):
 
 def create_gamma(name: str, **options: Any) -> Gamma:
     """The gamma called ``name``; raises InputError for a name or an option it does not know."""
-    cls = GAMMAS[check_choice("gamma", name, GAMMAS)]
-    for option in options:
-        if option not in cls.option_names:
-            raise InputError(
-                f"gamma {name!r}: option {option!r} is not known{nearest(option, cls.option_names)}; "
-                f"allowed: {', '.join(cls.option_names) or 'none'}"
-            )
-    return cls(**options)
+    return create_by_name("gamma", name, GAMMAS, options)

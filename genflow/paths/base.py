@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genflow.errors import InputError, check_choice, nearest
+from genflow.errors import InputError
+from genflow.registry import create_by_name
 
-__all__ = ["PATHS", "Path", "expand_like", "working_dtype"]
+__all__ = ["PATHS", "Path", "Time", "evaluate_at", "expand_like", "working_dtype"]
 
 Time = TypeVar("Time", float, np.ndarray, Tensor)
 
@@ -27,7 +28,7 @@ PATHS: dict[str, type["Path"]] = {}
 """Every path class that has a ``name``, by that name (classes enter themselves)."""
 
 
-def _evaluate(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+def evaluate_at(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Apply a float64 tensor function to a number, an array or a tensor, and return the same kind."""
     if isinstance(value, Tensor):
         if value.device.type == "mps":
@@ -98,15 +99,15 @@ class Path(ABC):
 
     def alpha(self, t: Time) -> Time:
         """Weight of the data in ``x_t``; ``alpha(0) = 1``."""
-        return self._remembered(t)[0] if isinstance(t, float) else _evaluate(self._alpha, t)
+        return self._remembered(t)[0] if isinstance(t, float) else evaluate_at(self._alpha, t)
 
     def sigma(self, t: Time) -> Time:
         """Weight of the noise in ``x_t``; ``sigma(0) = 0``."""
-        return self._remembered(t)[1] if isinstance(t, float) else _evaluate(self._sigma, t)
+        return self._remembered(t)[1] if isinstance(t, float) else evaluate_at(self._sigma, t)
 
     def noise_level(self, t: Time) -> Time:
         """``sigma / alpha``, EDM's sigma: the axis on which all Gaussian paths agree; inf where alpha is 0."""
-        return self._remembered(t)[2] if isinstance(t, float) else _evaluate(self._noise_level, t)
+        return self._remembered(t)[2] if isinstance(t, float) else evaluate_at(self._noise_level, t)
 
     def remember(self, times: np.ndarray) -> None:
         """Evaluate alpha, sigma and the noise level of a schedule at once, for the numbers asked for one by one later.
@@ -119,7 +120,7 @@ class Path(ABC):
     def _remembered(self, t: float) -> tuple[float, float, float]:
         memory = self._memory()
         if t not in memory:
-            memory[t] = tuple(_evaluate(f, t) for f in (self._alpha, self._sigma, self._noise_level))
+            memory[t] = tuple(evaluate_at(f, t) for f in (self._alpha, self._sigma, self._noise_level))
         return memory[t]
 
     def _memory(self) -> dict[float, tuple[float, float, float]]:
@@ -130,19 +131,19 @@ class Path(ABC):
 
     def alpha_dot(self, t: Time) -> Time:
         """``d alpha / dt``."""
-        return _evaluate(self._alpha_dot, t)
+        return evaluate_at(self._alpha_dot, t)
 
     def sigma_dot(self, t: Time) -> Time:
         """``d sigma / dt``; infinite at ``t = 0`` on continuous VP paths, where sigma starts as ``sqrt(t)``."""
-        return _evaluate(self._sigma_dot, t)
+        return evaluate_at(self._sigma_dot, t)
 
     def time(self, noise_level: Time) -> Time:
         """The inverse of :meth:`noise_level`. A level beyond the path's own gives a time above 1, or 1 on a table."""
-        return _evaluate(self._time, noise_level)
+        return evaluate_at(self._time, noise_level)
 
     def log_snr(self, t: Time) -> Time:
         """``-2 log noise_level(t)``: inf at ``t = 0``, -inf where alpha is 0."""
-        return _evaluate(lambda u: -2 * torch.log(self._noise_level(u)), t)
+        return evaluate_at(lambda u: -2 * torch.log(self._noise_level(u)), t)
 
     @property
     def prior_std(self) -> float:
@@ -189,15 +190,7 @@ class Path(ABC):
     def from_config(config: dict[str, Any]) -> "Path":
         """Build the path that ``config`` describes; raises InputError for an unknown name or option."""
         options = dict(config)
-        cls = PATHS[check_choice("path", options.pop("path", None), PATHS)]
-        known = cls.option_names
-        for key in options:
-            if key not in known:
-                raise InputError(
-                    f"path {cls.name!r}: option {key!r} is not known{nearest(key, known)}; "
-                    f"allowed: {', '.join(known) or 'none'}"
-                )
-        return cls(**options)
+        return create_by_name("path", options.pop("path", None), PATHS, options)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Path) and self.to_config() == other.to_config()

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from genflow.errors import InputError, check_choice, nearest
+from genflow.registry import create_by_name
 from genflow.solvers.adams_bashforth import AdamsBashforth
 from genflow.solvers.base import Solver, check_times, combine
 from genflow.solvers.curved_euler import CurvedEuler, StochasticCurvedEuler
@@ -62,11 +62,4 @@ SOLVERS: dict[str, type[Solver]] = {
 
 def create_solver(name: str, **options: Any) -> Solver:
     """The solver called ``name``; raises InputError for a name or an option it does not know."""
-    cls = SOLVERS[check_choice("solver", name, SOLVERS)]
-    for option in options:
-        if option not in cls.option_names:
-            raise InputError(
-                f"solver {name!r}: option {option!r} is not known{nearest(option, cls.option_names)}; "
-                f"allowed: {', '.join(cls.option_names) or 'none'}"
-            )
-    return cls(**options)
+    return create_by_name("solver", name, SOLVERS, options)
