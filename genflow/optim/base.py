@@ -278,10 +278,9 @@ class OptimizerBase(Optimizer):
         names = [key for key in states[0] if key != "step"]
         own = torch.compiler.is_compiling()  # the caller's graph takes everything
         if group["compile"] and not own:
-            buffers = {name: [state[name] for state in states] for name in names}
             key = part.index, params[0].device, params[0].dtype
             entrywise = self._entrywise(group)
-            self._compiled(key, entrywise, rule, params, grads, buffers, columns, constants, maximize, stochastic)
+            self._compiled(key, entrywise, rule, params, grads, states, columns, constants, maximize, stochastic)
             return
         for run in [slice(None)] if own else chunks(params):
             buffers = {name: [state[name] for state in states[run]] for name in names}

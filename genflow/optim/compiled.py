@@ -5,6 +5,7 @@ entries alone, it need not know where one tensor ends: small tensors are joined 
 go in packs, and a few graphs with open sizes serve all. Other rules get one graph over the batch.
 """
 
+import operator
 import types
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +30,7 @@ class CompiledSteps:
 
     def __init__(self) -> None:
         self._graphs: dict[Any, Callable[..., None]] = {}
+        self._joined: dict[Any, tuple[Tensor, list[Tensor]]] = {}
 
     def __call__(
         self,
@@ -37,7 +39,7 @@ class CompiledSteps:
         rule: Rule,
         params: list[Tensor],
         grads: list[Tensor],
-        buffers: dict[str, list[Tensor]],
+        states: list[dict[str, Tensor]],
         scalars: dict[str, Any],
         constants: dict[str, Any],
         maximize: bool,
@@ -50,30 +52,43 @@ class CompiledSteps:
             name: torch.tensor(value, dtype=wide) if isinstance(value, (int, float)) else value
             for name, value in scalars.items()
         } | constants
-        if not entrywise or any(isinstance(value, list) for value in scalars.values()):
+        names = [name for name in states[0] if name != "step"]
+        if not entrywise or params[0].is_complex() or any(isinstance(value, list) for value in scalars.values()):
+            buffers = {name: [state[name] for state in states] for name in names}
             self._graph(key, None)(rule, params, grads, buffers, values, maximize, stochastic)
             return
-        names, columns = list(buffers), [params, grads, *buffers.values()]
-        if params[0].is_complex():
-            columns = [[torch.view_as_real(x) for x in column] for column in columns]
+        columns = [params, grads, *([state[name] for state in states] for name in names)]
         alone = [
             index
             for index, param in enumerate(columns[0])
             if param.numel() > JOINED_NUMEL and all(column[index].is_contiguous() for column in columns)
         ]
         if len(alone) < len(params):
-            chosen = set(range(len(params))).difference(alone) if alone else None
-            small = columns if chosen is None else [[column[i] for i in sorted(chosen)] for column in columns]
-            joined = [_flatten_dense_tensors(column) for column in small]
+            others = sorted(set(range(len(params))).difference(alone))
+            small = [[column[index] for index in others] for column in columns] if alone else columns
+            joined = [_flatten_dense_tensors(small[0]), _flatten_dense_tensors(small[1])]
+            for name, column in zip(names, small[2:], strict=True):
+                joined.append(self._join(key, name, column, [states[index] for index in others]))
             self._run(key, "joined", rule, [[x] for x in joined], names, values, maximize, stochastic)
-            for index, (column, result) in enumerate(zip(small, joined, strict=True)):
-                if index != 1:  # the gradients stay as they are
-                    torch._foreach_copy_(column, _unflatten_dense_tensors(result, column))
+            torch._foreach_copy_(small[0], _unflatten_dense_tensors(joined[0], small[0]))
         whole = len(alone) - len(alone) % PACK
         packs = [alone[i : i + PACK] for i in range(0, whole, PACK)] + [[index] for index in alone[whole:]]
         for pack in packs:
             flat = [[column[index].view(-1) for index in pack] for column in columns]
             self._run(key, len(pack), rule, flat, names, values, maximize, stochastic)
+
+    def _join(self, key: Any, name: str, column: list[Tensor], states: list[dict[str, Tensor]]) -> Tensor:
+        """State ``name`` of all as one tensor, of which each parameter's state becomes a part: joined once only."""
+        flat, parts = self._joined.get((key, name), (None, []))
+        # after loading, or when other parameters have gradients, the state is not these parts
+        if flat is not None and len(parts) == len(column) and all(map(operator.is_, column, parts)):
+            return flat
+        flat = _flatten_dense_tensors(column)
+        parts = list(_unflatten_dense_tensors(flat, column))
+        for state, part in zip(states, parts, strict=True):
+            state[name] = part
+        self._joined[key, name] = flat, parts
+        return flat
 
     def _run(
         self,
