@@ -83,9 +83,10 @@ class TrainingDynamics:
         """What is measured, and what it may cost."""
         section = self.section
         products = self.monitor.most_products + len(self.batches)
+        gradients = products * section.images * (2 if len(self.batches) == 1 else 4)
         return (
             f"dynamics: every {section.every_steps} steps on {section.images} images; a measurement costs at most "
-            f"{products} Hessian products, about the gradients of {2 * products * section.images} images"
+            f"{products} Hessian products, about the gradients of {gradients} images"
         )
 
     def due(self, step: int, ends: bool) -> bool:

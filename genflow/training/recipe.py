@@ -105,8 +105,8 @@ class DynamicsSection(_Section):
 
     enabled: bool = False
     every_steps: Count = 1000
-    images: Count = Field(128, description="images that are measured on, the same all run long")
-    micro_batch: Count = Field(64, description="images at a time; memory grows with it")
+    images: Count = Field(64, description="images that are measured on, the same all run long")
+    micro_batch: Count = Field(64, description="images at a time; memory grows with it, and time where it is fewer")
     lanczos_steps: Count = Field(12, description="Hessian products, at most, for an eigenvalue or a probe")
     probes: Annotated[int, Field(ge=0)] = Field(1, description="probes of spectrum and trace; 0: neither")
     max_share: Fraction | None = Field(0.2, description="of the run's time; measurements beyond it are left out")

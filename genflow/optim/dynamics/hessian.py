@@ -29,8 +29,8 @@ class Hessian(Operator):
         params: the parameters, which must require a gradient and be real; P entries in all.
         batches: micro-batches; the Hessian is the mean over them.
         weights: weight of each micro-batch, such as its number of samples; equal by default.
-        keep_graph: keep the graph of the gradient between products. A product then costs one backward pass through
-            it, and no forward pass; memory grows with every micro-batch. By default True for a single batch.
+        keep_graph: keep the graph of the gradient between products. A product then costs about two gradients, and
+            about four without it; memory grows with every micro-batch. By default True for a single batch.
             The products belong to the weights at the first product; after a change of the weights make a new Hessian.
         seed: of torch's global generator inside the loss.
 
@@ -80,7 +80,7 @@ class Hessian(Operator):
 
     def batch(self, index: int) -> "Hessian":
         """The Hessian of one micro-batch alone."""
-        if self.batches is None:
+        if len(self.weights) == 1:
             return self
         return Hessian(self.loss, self.params, [self.batches[index]], seed=self.seed + index)
 

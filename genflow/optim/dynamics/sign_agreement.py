@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from genflow.errors import InputError, NonFiniteError, check_choice
-from genflow.optim.dynamics.per_sample import SampleLoss, per_sample_gradients
+from genflow.optim.dynamics.chunks import SampleLoss, gradient_chunks
 
 __all__ = ["gradsign", "rank_networks"]
 
@@ -33,13 +33,13 @@ def gradsign(
 
     Args:
         network, loss, samples, chunk, method: see
-            :func:`~genflow.optim.dynamics.per_sample_gradients`; ``loss(network, *sample)``.
+            :func:`~genflow.optim.dynamics.gradient_chunks`; ``loss(network, *sample)``.
         parameters: "weights" (default; the authors' code): those of two dimensions or more; "all"; or a choice by
             name and value.
         normalize: divide by samples times parameters, for a score in [0, 1].
 
     Raises:
-        InputError: see :func:`~genflow.optim.dynamics.per_sample_gradients`.
+        InputError: see :func:`~genflow.optim.dynamics.gradient_chunks`.
         NonFiniteError: a gradient with NaN or infinity, named.
     """
     if not callable(parameters):
@@ -47,7 +47,7 @@ def gradsign(
         parameters = lambda name, param: everything or param.ndim > 1  # noqa: E731
     totals: dict[str, Tensor] = {}
     count = 0
-    for part in per_sample_gradients(network, loss, samples, select=parameters, chunk=chunk, method=method):
+    for part in gradient_chunks(network, loss, samples, select=parameters, chunk=chunk, method=method):
         for name, gradients in part.items():
             if not torch.isfinite(gradients).all():
                 raise NonFiniteError(f"gradsign: a gradient of {name} holds NaN or infinity")

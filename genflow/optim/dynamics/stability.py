@@ -77,18 +77,18 @@ def stability_ratio(
     return factor * largest_eigenvalue(operator, steps=steps, tolerance=tolerance, generator=generator).value
 
 
-def batch_sharpness(hessian: Hessian) -> tuple[Estimate, int]:
-    """The mean of g'Hg / |g|^2 over the micro-batches, each with its own gradient and Hessian; and the products spent.
+def batch_sharpness(hessian: Hessian) -> Estimate:
+    """The mean of g'Hg / |g|^2 over the micro-batches, each with its own gradient and Hessian.
 
     A batch with a zero gradient counts 0.
     """
-    samples = []
+    samples: list[float] = []
     for index in range(len(hessian.weights)):
         part = hessian.batch(index)
         _, gradient = part.gradient()
         square = float(gradient @ gradient)
         samples.append(float(gradient @ part(gradient)) / square if square else 0.0)
-    return Estimate.of(samples), len(samples)
+    return Estimate.of(samples)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class StabilityRecord:
     batch_sharpness: mean of g'Hg / |g|^2 over the batches.
     trace, trace_error: of the Hessian, with its standard error.
     spectrum: :meth:`~genflow.optim.dynamics.Spectrum.to_json`.
-    products: products with the Hessian spent; each costs about two gradients.
+    products: products with the Hessian spent; each costs about two gradients, and four on several batches.
     seconds: wall-clock time spent.
     """
 
@@ -199,7 +199,10 @@ class StabilityMonitor:
         preconditioned, threshold, ratio = self._stability(hessian, top.value, step)
         spectrum = self._spectrum(hessian, step)
         trace = spectrum.trace() if spectrum else Estimate(0.0, None)
-        sharpness, products = batch_sharpness(hessian) if self.batches else (None, 0)
+        products = hessian.products
+        if self.batches:
+            sharpness = batch_sharpness(hessian)
+            products += len(hessian.weights)
         record = StabilityRecord(
             step=step,
             loss=value,
@@ -210,11 +213,11 @@ class StabilityMonitor:
             threshold=threshold,
             ratio=ratio,
             gradient_norm=float(gradient.norm()),
-            batch_sharpness=sharpness.value if sharpness else None,
+            batch_sharpness=sharpness.value if self.batches else None,
             trace=trace.value if spectrum else None,
             trace_error=trace.error,
             spectrum=spectrum.to_json() if spectrum else None,
-            products=hessian.products + products,
+            products=products,
             seconds=time.perf_counter() - started,
         )
         self.records.append(record)

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from genflow.errors import InputError, NonFiniteError
-from genflow.optim.dynamics import gradsign, per_sample_gradients, rank_networks
+from genflow.optim.dynamics import gradient_chunks, gradsign, rank_networks
 
 
 def golden():
@@ -58,7 +58,7 @@ def conv_network():
     )
 
 
-def test_per_sample_gradients_by_both_methods():
+def test_gradients_by_both_methods():
     network = conv_network().eval()
     x, noise, t = torch.randn(5, 1, 6, 6), torch.randn(5, 1, 6, 6), torch.rand(5)
 
@@ -67,8 +67,8 @@ def test_per_sample_gradients_by_both_methods():
         return (net(torch.lerp(x, noise, t[:, None, None, None])) - (noise - x)).square().mean()
 
     samples = (x, noise, t, None)
-    vmapped = list(per_sample_gradients(network, loss, samples, chunk=2))
-    looped = list(per_sample_gradients(network, loss, samples, chunk=2, method="loop"))
+    vmapped = list(gradient_chunks(network, loss, samples, chunk=2))
+    looped = list(gradient_chunks(network, loss, samples, chunk=2, method="loop"))
     assert [len(part["0.weight"]) for part in vmapped] == [2, 2, 1]
     for first, second in zip(vmapped, looped, strict=True):
         assert list(first) == list(second) == [name for name, _ in network.named_parameters()]
