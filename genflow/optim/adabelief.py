@@ -139,9 +139,10 @@ class AdaBelief(OptimizerBase):
         surprise = grad - exp_avg
         exp_avg_var.mul_(beta2).addcmul_(surprise, surprise, value=1 - beta2)
         variance = exp_avg_var.add_(eps) if accumulate_eps else exp_avg_var + eps
-        denominator = variance.sqrt() / root_correction + eps
-        if rectify:  # the denominator is 1 while there is no variance to use
-            denominator = denominator * adaptive + (1 - adaptive)
+        root = variance.sqrt()
+        denominator = root + eps if rectify else (root / root_correction).add_(eps)
+        if rectify and not (isinstance(adaptive, float) and adaptive == 1):
+            denominator = denominator * adaptive + (1 - adaptive)  # 1 while there is no variance to use
         addcdiv_scaled_(param, exp_avg, denominator, step_size)
 
     @staticmethod

@@ -106,7 +106,7 @@ class AdamP(OptimizerBase):
         exp_avg.lerp_(grad, 1 - beta1)
         exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         momentum = exp_avg.lerp(grad, 1 - beta1) if nesterov else exp_avg
-        update = momentum / (exp_avg_sq.sqrt() / root_correction + eps)
+        update = momentum / (exp_avg_sq.sqrt() / root_correction).add_(eps)
         ratio = None
         if is_projected(param, complex_view):
             update, ratio = project(param, grad, update, delta=delta, wd_ratio=wd_ratio, eps=eps)

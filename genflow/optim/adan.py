@@ -144,7 +144,7 @@ class Adan(OptimizerBase):
         exp_avg_diff.lerp_(diff, 1 - beta2)
         ahead = grad.add(diff, alpha=beta2)
         exp_avg_sq.mul_(beta3).addcmul_(ahead, ahead, value=1 - beta3)
-        denominator = exp_avg_sq.sqrt() / root_correction + eps
+        denominator = (exp_avg_sq.sqrt() / root_correction).add_(eps)
         if weight_decay and no_prox:
             param.mul_(decay)
         update = exp_avg * step_size

@@ -182,7 +182,7 @@ class StableSPAM(OptimizerBase):
         exp_avg.mul_(first_keep)
         add_scaled_(exp_avg, grad, first_take)
         exp_avg_sq.mul_(second_keep).addcmul_(grad, grad, value=1 - beta2)
-        addcdiv_scaled_(param, exp_avg, exp_avg_sq.sqrt() / root_correction + eps, step_size)
+        addcdiv_scaled_(param, exp_avg, (exp_avg_sq.sqrt() / root_correction).add_(eps), step_size)
 
     @staticmethod
     def many(
