@@ -1,18 +1,20 @@
 """FRUGAL. Zmushko et al., "FRUGAL: Memory-Efficient Optimization by Reducing State Overhead for Scalable Training",
 arXiv 2411.07837, Algorithm 1."""
 
-from typing import Any, Literal, Unpack
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from genflow.errors import InputError, check_choice, check_number
-from genflow.optim.base import Collected, _name
+from genflow.errors import check_choice, check_number
+from genflow.optim.batches import FOREACH_CHUNK, Collected
 from genflow.optim.execution import state_dtype
 from genflow.optim.nested import BASE, NestedOptimizer
 from genflow.optim.options import Flags
-from genflow.optim.subspaces import SUBSPACES, count
+from genflow.optim.scalars import many_add_scaled_
+from genflow.optim.subspaces import SUBSPACES, Basis, count
 
 __all__ = ["FRUGAL"]
 
@@ -59,7 +61,7 @@ class FRUGAL(NestedOptimizer):
             needs a base optimizer of this package.
 
     Raises:
-        InputError: a hyperparameter out of range, named; a complex parameter.
+        InputError: a hyperparameter out of range, a complex or sharded (DTensor) parameter, named.
     """
 
     def __init__(
@@ -111,23 +113,14 @@ class FRUGAL(NestedOptimizer):
         return group["full_lr_scale"] if matrices and group["density"] < 1 else 1.0
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As any optimizer's; complex parameters are refused by name."""
+        """As any optimizer's; a new group chooses its subspaces at once."""
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        group["updates"] = 0
-        for position, param in enumerate(group["params"]):
-            problem = "complex" if param.is_complex() else ""
-            if hasattr(param, "device_mesh") and _is_split(group, param):
-                problem = "a DTensor, of which a subspace would need all shards"
-            if problem:
-                name = _name(len(self.param_groups) - 1, group, position)
-                self.param_groups.pop()
-                raise InputError(f"{name} is {problem}; allowed: plain floating-point tensors (DTensors at density=1)")
+        self.param_groups[-1]["updates"] = 0
 
     # the step
 
     def _feed(self, collected: list[Collected]) -> None:
-        self._split: list[tuple[dict[str, Any], Tensor, Tensor]] = []
+        self._split: list[_Split] = []
         for part in collected:
             group = part.group
             active = self._active_blocks(group)
@@ -137,43 +130,62 @@ class FRUGAL(NestedOptimizer):
                 self._choose(part, param, grad, refresh, active)
                 value = param.detach().to(grad.dtype)
                 if _is_split(group, param) and (active is None or id(param) not in active):
-                    self._split.append((group, param, grad))
-                    chosen = self.state[param].get("chosen")
-                    if chosen is None:
-                        continue  # all of it is state-free
-                    subspace = SUBSPACES[group["select"]]
-                    value, grad = subspace.take(_matrix(value), chosen), subspace.take(_matrix(grad), chosen)
-                self._give(param, value, grad)
+                    chosen, old, whole = self.state[param].get("chosen"), None, grad
+                    if chosen is not None:
+                        subspace = SUBSPACES[group["select"]]
+                        value, grad = subspace.take(_matrix(value), chosen), subspace.take(_matrix(grad), chosen)
+                        old = value.clone() if isinstance(subspace, Basis) else None
+                        self._give(param, value, grad)
+                    self._split.append(_Split(group, param, whole, chosen, old))
+                else:
+                    self._give(param, value, grad)
             group["updates"] += 1
 
     def _finish(self, collected: list[Collected]) -> None:
-        for group, param, grad in self._split:
-            self._update_split(group, param, grad)
-        split = {id(param) for _, param, _ in self._split}
+        split = {id(each.param) for each in self._split}
         for part in collected:
             for param in part.params:
                 if id(param) not in split:
                     self._write_back(part.group, param)
+            mine = [each for each in self._split if each.group is part.group]
+            in_place = [each for each in mine if each.old is None and _is_plain(each.param)]
+            for some in _chunks(in_place):
+                self._move_rest(part.group, [each.param for each in some], [each.grad for each in some])
+            for each in in_place:
+                self._put_part(each, each.param.view(len(each.param), -1))
+            for each in mine:
+                if each.old is not None or not _is_plain(each.param):
+                    self._update_copy(each)
         self._split = []
 
-    def _update_split(self, group: dict[str, Any], param: Tensor, grad: Tensor) -> None:
-        """Everything outside the subspace, and the base optimizer's result put in its place."""
-        chosen = self.state[param].get("chosen")
-        subspace = SUBSPACES.get(group["select"])
-        weights, grad = _matrix(param.detach().to(grad.dtype)), _matrix(grad)
-        if chosen is None or subspace is None:
-            rest = weights.clone()
-        else:
-            rest, grad = subspace.without(weights, chosen), subspace.residual(grad, chosen)
+    def _move_rest(self, group: dict[str, Any], weights: list[Tensor], grads: list[Tensor]) -> None:
+        """Decay and the state-free rule, in place."""
         lr = group["lr"]
         if decay := group.get("weight_decay", 0):
-            rest.mul_(1 - lr * decay)
+            torch._foreach_mul_(weights, 1 - lr * decay)
         if group["state_free"] != "none":
-            update = grad.sign() if group["state_free"] == "sign" else grad
-            rest.sub_(update * (lr * group["free_lr_scale"]))
-        if chosen is not None and subspace is not None:
-            subspace.put_(rest, chosen, self._stand_ins[param].data)
-        self._write(group, param, rest.view(param.shape))
+            updates = torch._foreach_sign(grads) if group["state_free"] == "sign" else grads
+            many_add_scaled_(weights, updates, -lr * group["free_lr_scale"])
+
+    def _put_part(self, each: "_Split", matrix: Tensor) -> None:
+        """Write the base optimizer's result over what the state-free rule did to entries with state."""
+        if each.chosen is not None:
+            SUBSPACES[each.group["select"]].put_(matrix, each.chosen, self._stand_ins[each.param].data)
+
+    def _update_copy(self, each: "_Split") -> None:
+        """For what cannot be changed in place: other formats and strides, and parts that are no entries."""
+        group, param, chosen = each.group, each.param, each.chosen
+        weights = _matrix(param.detach().to(each.grad.dtype, copy=True).contiguous())
+        grad = _matrix(each.grad)
+        if each.old is None:
+            self._move_rest(group, [weights], [grad])
+            self._put_part(each, weights)
+        else:
+            subspace, stand_in = SUBSPACES[group["select"]], self._stand_ins[param]
+            self._move_rest(group, [weights], [subspace.residual(grad, chosen, stand_in.grad)])
+            kept = 1 - group["lr"] * group.get("weight_decay", 0)
+            weights += subspace.lift(weights, chosen, stand_in.data - kept * each.old)
+        self._write(group, param, weights.view(param.shape))
 
     def _choose(self, part: Collected, param: Tensor, grad: Tensor, refresh: bool, active: set[int] | None) -> None:
         """Bring the parameter's subspace up to date, and forget what no longer holds."""
@@ -219,6 +231,37 @@ class FRUGAL(NestedOptimizer):
         elif order == "descending" or (order == "mirror" and passes % 2):
             blocks.reverse()
         return {blocks[(within * taken + i) % len(blocks)] for i in range(taken)}
+
+
+class _Split(NamedTuple):
+    """A parameter of which only a part (``chosen``), or nothing, is the base optimizer's."""
+
+    group: dict[str, Any]
+    param: Tensor
+    grad: Tensor
+    chosen: Tensor | None
+    old: Tensor | None
+    """The part's coordinates before the step, in a basis; None for entries."""
+
+
+def _is_plain(param: Tensor) -> bool:
+    """Whether it can be changed in place, as a matrix."""
+    return param.is_contiguous() and state_dtype(param) == param.dtype
+
+
+def _chunks(parts: list[_Split]) -> Iterator[list[_Split]]:
+    """Lists of one device and dtype for multi-tensor operations, small enough for a CPU's cache."""
+    chunk: list[_Split] = []
+    size = 0
+    for part in sorted(parts, key=lambda each: (str(each.param.device), str(each.param.dtype))):
+        other = chunk and (chunk[0].param.device, chunk[0].param.dtype) != (part.param.device, part.param.dtype)
+        if chunk and (other or size + part.param.numel() > FOREACH_CHUNK):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(part)
+        size += part.param.numel()
+    if chunk:
+        yield chunk
 
 
 def _is_split(group: dict[str, Any], param: Tensor) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from genflow.errors import InputError, check_choice, check_number
-from genflow.optim.base import Collected
+from genflow.optim.batches import Collected
 from genflow.optim.execution import state_dtype
 from genflow.optim.kronecker import Form, precondition, stabilize_, update_inverse_
 from genflow.optim.layer_statistics import SUPPORTED, LayerStatistics
@@ -77,7 +77,7 @@ class MKOR(NestedOptimizer):
 
     Raises:
         InputError: a hyperparameter out of range; a frozen weight, one that is not among ``params``, or an
-            unsupported layer's, each named.
+            unsupported layer's; a complex or sharded (DTensor) parameter; each named.
     """
 
     hybrid = False
@@ -296,8 +296,6 @@ class MKOR(NestedOptimizer):
         for layer in self._layers:
             taken = layer.statistics.take()
             if taken is not None and id(layer.weight) in groups:
-                if hasattr(layer.weight, "device_mesh"):
-                    raise RuntimeError(f"parameter {layer.name!r} is a DTensor; MKOR needs whole matrices")
                 found.append((layer, taken[0], taken[1] / scale))
         vectors = averaged([vector for _, a, b in found for vector in (a, b)])
         for (layer, _, _), a, b in zip(found, vectors[::2], vectors[1::2], strict=True):
@@ -347,8 +345,6 @@ def _problem(module: nn.Module, own: str, param: Tensor, known: set[int]) -> tup
         return "it is frozen (requires_grad=False), which MKOR cannot update", False
     if id(param) not in known:
         return "it is not among the optimizer's parameters", False
-    if param.is_complex():
-        return "it is complex", True
     return None
 
 

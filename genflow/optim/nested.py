@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from genflow.errors import InputError, check_choice, check_number
-from genflow.optim.base import Collected, OptimizerBase
+from genflow.optim.base import OptimizerBase, _name
+from genflow.optim.batches import Collected
 from genflow.optim.execution import round_stochastically, state_dtype
 from genflow.optim.options import FLAG_DEFAULTS, check_lr
 from genflow.optim.registry import optimizer_class
@@ -18,6 +19,7 @@ __all__ = ["BASE", "NestedOptimizer"]
 BASE = "base_"
 """Begins the names of the base optimizer's state within a parameter's."""
 
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 _PASSED_ON = ("foreach", "compile")
 
 
@@ -50,6 +52,8 @@ class NestedOptimizer(OptimizerBase):
         self._stand_ins: dict[Tensor, Tensor] = {}
         given = {} if weight_decay is None else {"weight_decay": weight_decay}
         given |= base_options or {}
+        if self._base in _FUSED and not (flags.get("foreach") or given.get("fused") is not None):
+            given["fused"] = True  # one kernel on CPUs and accelerators alike
         for key in given:
             if key in FLAG_DEFAULTS or key == "lr":
                 raise InputError(f"base_options: {key!r} is {name}'s own; give it as an argument of {name}")
@@ -86,9 +90,16 @@ class NestedOptimizer(OptimizerBase):
         _dummy(self._base, {key: group[key] for key in self._base_keys if key in taken})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As any optimizer's."""
+        """As any optimizer's; complex and sharded parameters are refused by name."""
         super().add_param_group(param_group)
         self._inner = None
+        group = self.param_groups[-1]
+        for position, param in enumerate(group["params"]):
+            problem = "complex" if param.is_complex() else "a DTensor" if hasattr(param, "device_mesh") else ""
+            if problem:
+                name = _name(len(self.param_groups) - 1, group, position)
+                self.param_groups.pop()
+                raise InputError(f"{name} is {problem}; {type(self).__name__} takes whole, real tensors")
 
     # state
 
@@ -111,7 +122,10 @@ class NestedOptimizer(OptimizerBase):
         state, counter = self.state[param], BASE + "step"
         if counter in state:
             count = original[counter] if original else state[counter]
-            state[counter] = count.detach().cpu().clone() if isinstance(count, Tensor) else count
+            if isinstance(count, Tensor):
+                home = param.device if group.get("fused") else torch.device("cpu")
+                count = count.detach().to(home, copy=True)
+            state[counter] = count
 
     def _state_dtype(self, param: Tensor, key: str) -> torch.dtype:
         inner = self._base
@@ -145,6 +159,8 @@ class NestedOptimizer(OptimizerBase):
 
     def _give(self, param: Tensor, value: Tensor, grad: Tensor) -> None:
         stand_in = self._stand_ins[param]
+        if grad.stride() != value.stride():
+            grad = torch.empty_like(value).copy_(grad)  # fused kernels go through both in memory order
         stand_in.data, stand_in.grad = value, grad
 
     def _write_back(self, group: dict[str, Any], param: Tensor) -> None:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-__all__ = ["SUBSPACES", "Columns", "Entries", "RandomBasis", "Rows", "Subspace", "SvdBasis", "count"]
+__all__ = ["SUBSPACES", "Basis", "Columns", "Entries", "RandomBasis", "Rows", "Subspace", "SvdBasis", "count"]
 
 
 def count(total: int, density: float) -> int:
@@ -26,19 +26,23 @@ class Subspace(ABC):
         """The coordinates of ``x`` in the part."""
 
     @abstractmethod
-    def without(self, x: Tensor, chosen: Tensor) -> Tensor:
-        """A new matrix: ``x`` less its part."""
+    def lift(self, like: Tensor, chosen: Tensor, values: Tensor) -> Tensor:
+        """The matrix, shaped as ``like``, that has coordinates ``values`` in the part and nothing outside."""
 
-    def residual(self, grad: Tensor, chosen: Tensor) -> Tensor:
-        """As :meth:`without`, for a gradient: what is only rounding is zero, for its sign would be of full size."""
-        return self.without(grad, chosen)
+
+class _Entries(Subspace):
+    """A part that consists of entries: these can be written over."""
 
     @abstractmethod
     def put_(self, x: Tensor, chosen: Tensor, values: Tensor) -> None:
-        """Put the matrix with coordinates ``values`` into ``x``: entries are replaced, bases added to the rest."""
+        """Write ``values`` into the part of ``x``, a contiguous matrix."""
+
+    def lift(self, like: Tensor, chosen: Tensor, values: Tensor) -> Tensor:
+        self.put_(x := like.new_zeros(like.shape), chosen, values)
+        return x
 
 
-class _Lines(Subspace):
+class _Lines(_Entries):
     """Whole rows or columns, drawn without replacement."""
 
     dim: int
@@ -50,9 +54,6 @@ class _Lines(Subspace):
 
     def take(self, x: Tensor, chosen: Tensor) -> Tensor:
         return x.index_select(self.dim, chosen)
-
-    def without(self, x: Tensor, chosen: Tensor) -> Tensor:
-        return x.index_fill(self.dim, chosen, 0)
 
     def put_(self, x: Tensor, chosen: Tensor, values: Tensor) -> None:
         x.index_copy_(self.dim, chosen, values)
@@ -70,7 +71,7 @@ class Rows(_Lines):
     dim = 0
 
 
-class Entries(Subspace):
+class Entries(_Entries):
     """Single entries, drawn without replacement (RandK); kept as int32, a byte a weight at density 1/4."""
 
     def choose(self, grad: Tensor, density: float, generator: torch.Generator) -> Tensor:
@@ -80,14 +81,11 @@ class Entries(Subspace):
     def take(self, x: Tensor, chosen: Tensor) -> Tensor:
         return x.flatten().index_select(0, chosen)
 
-    def without(self, x: Tensor, chosen: Tensor) -> Tensor:
-        return x.flatten().index_fill(0, chosen.long(), 0).view(x.shape)
-
     def put_(self, x: Tensor, chosen: Tensor, values: Tensor) -> None:
         x.view(-1).index_copy_(0, chosen.long(), values)
 
 
-class _Basis(Subspace):
+class Basis(Subspace):
     """A few directions of the shorter side, as orthonormal columns."""
 
     @staticmethod
@@ -97,22 +95,20 @@ class _Basis(Subspace):
     def take(self, x: Tensor, chosen: Tensor) -> Tensor:
         return chosen.T @ x if self._left(x) else x @ chosen
 
-    def _lift(self, x: Tensor, chosen: Tensor, values: Tensor) -> Tensor:
-        return chosen @ values if self._left(x) else values @ chosen.T
+    def lift(self, like: Tensor, chosen: Tensor, values: Tensor) -> Tensor:
+        return chosen @ values if self._left(like) else values @ chosen.T
 
-    def without(self, x: Tensor, chosen: Tensor) -> Tensor:
-        return x - self._lift(x, chosen, self.take(x, chosen))
+    def residual(self, grad: Tensor, chosen: Tensor, values: Tensor) -> Tensor:
+        """``grad`` less its part, whose coordinates are ``values``.
 
-    def residual(self, grad: Tensor, chosen: Tensor) -> Tensor:
-        rest = self.without(grad, chosen)
+        What is only rounding becomes zero: its sign would be of full size.
+        """
+        rest = grad - self.lift(grad, chosen, values)
         noise = 4 * max(grad.shape) * torch.finfo(grad.dtype).eps * grad.abs().amax()
         return torch.where(rest.abs() > noise, rest, 0)
 
-    def put_(self, x: Tensor, chosen: Tensor, values: Tensor) -> None:
-        x.add_(self._lift(x, chosen, values))
 
-
-class SvdBasis(_Basis):
+class SvdBasis(Basis):
     """The leading singular vectors of the gradient at hand (GaLore's choice)."""
 
     def choose(self, grad: Tensor, density: float, generator: torch.Generator) -> Tensor:
@@ -121,7 +117,7 @@ class SvdBasis(_Basis):
         return left[:, :rank].contiguous() if self._left(grad) else right[:rank].T.contiguous()
 
 
-class RandomBasis(_Basis):
+class RandomBasis(Basis):
     """Random directions: the orthonormal factor of a Gaussian matrix."""
 
     def choose(self, grad: Tensor, density: float, generator: torch.Generator) -> Tensor:
