@@ -435,6 +435,16 @@ def test_strides_do_not_matter(select: str) -> None:
         torch.testing.assert_close(p, q)
 
 
+@pytest.mark.slow
+def test_compiled_steps_of_the_base_optimizer_are_the_same() -> None:
+    params, plain = start(torch.float32), start(torch.float32)
+    options: dict[str, Any] = {"base": "lion", "density": 0.5, "update_gap": 3}
+    train(FRUGAL(params, compile=True, **options), params, range(8))
+    train(FRUGAL(plain, **options), plain, range(8))
+    for p, q in zip(params, plain, strict=True):
+        torch.testing.assert_close(p, q)
+
+
 def test_a_gradient_scaler_skips_and_unscales() -> None:
     params, plain = start(torch.float32), start(torch.float32)
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
