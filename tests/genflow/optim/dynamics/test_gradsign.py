@@ -1,12 +1,8 @@
-"""Per-sample gradients, the golden score of the specification, its bounds, and whether it ranks networks."""
-
-import itertools
-import time
+"""Gradients of single samples, the golden score and its bounds; how well it ranks networks is in tests/evaluate."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.stats import spearmanr
 from torch import nn
 
 from genflow.errors import InputError, NonFiniteError
@@ -128,47 +124,3 @@ def test_bad_input():
             call()
     with pytest.raises(NonFiniteError, match="gradient of weight"):
         gradsign(network, cross_entropy, (x * float("nan"), y))
-
-
-def space():
-    """24 small networks: depths, widths and non-linearities."""
-    for activation in (nn.ReLU, nn.Tanh, nn.Sigmoid):
-        for depth in (1, 2):
-            for width in (4, 8, 16, 32):
-
-                def build(activation=activation, depth=depth, width=width):
-                    sizes = [16] + [width] * depth
-                    layers = [m for i, o in itertools.pairwise(sizes) for m in (nn.Linear(i, o), activation())]
-                    return nn.Sequential(*layers, nn.Linear(width, 10))
-
-                yield f"{activation.__name__}-{depth}-{width}", build
-
-
-@pytest.mark.slow
-def test_rank_correlation_with_trained_loss():
-    """Scores before training against the loss after: a positive rank correlation over 24 networks."""
-    started = time.perf_counter()
-    torch.manual_seed(0)
-    x = torch.randn(512, 16)
-    y = (torch.tanh(x @ torch.randn(16, 24)) @ torch.randn(24, 10)).argmax(1)
-    networks = dict(space())
-    assert len(networks) >= 20
-    scores = dict(rank_networks(networks, cross_entropy, (x[:64], y[:64]), seeds=(0, 1)))
-    trained = {}
-    for name, build in networks.items():
-        torch.manual_seed(0)
-        network = build()
-        optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-        for _ in range(200):
-            optimizer.zero_grad()
-            loss = cross_entropy(network, x, y)
-            loss.backward()
-            optimizer.step()
-        trained[name] = loss.item()
-    correlation, p = spearmanr([scores[name] for name in networks], [-trained[name] for name in networks])
-    sizes = [sum(param.numel() for param in build().parameters()) for build in networks.values()]
-    plain = spearmanr(sizes, [-trained[name] for name in networks]).statistic
-    seconds = time.perf_counter() - started
-    print(f"Spearman {correlation:.3f} (p = {p:.2g}), of the parameter count {plain:.3f}, {seconds:.0f} s")
-    assert correlation > 0.4
-    assert p < 0.05

@@ -1,11 +1,10 @@
-"""Thresholds against what optimizers do on quadratics, the monitor's records, and training at the edge."""
+"""Thresholds against what optimizers do on quadratics, and the monitor's records; the edge is in tests/evaluate."""
 
 import json
 import math
 
 import pytest
 import torch
-from torch import nn
 
 from genflow.errors import InputError, NonFiniteError
 from genflow.optim import AdaBelief, AdamP, Adan, Lion
@@ -234,47 +233,3 @@ def test_divergence_and_bad_input():
         StabilityMonitor(optimizer, steps=0)
     with pytest.raises(InputError, match="probes: got -1"):
         StabilityMonitor(optimizer, probes=-1)
-
-
-def edge_problem(width=24):
-    torch.manual_seed(0)
-    x = torch.linspace(-1, 1, 24)[:, None]
-    y = torch.sin(4 * x) + 0.5 * torch.sign(x)
-    network = nn.Sequential(nn.Linear(1, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
-    return network, lambda: (network(x) - y).square().mean()
-
-
-def at_the_edge(cls, lr, first, last, **options):
-    """Ratios and sharpnesses every 250 steps from ``first`` to ``last`` of training in full batches, and the losses."""
-    network, loss = edge_problem()
-    optimizer = cls(network.parameters(), lr=lr, **options)
-    monitor = StabilityMonitor(optimizer, steps=15, batches=False)
-    for step in range(last + 1):
-        if step >= first and step % 250 == 0:
-            monitor.measure(loss, step=step)
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-    return [[getattr(record, key) for record in monitor.records] for key in ("ratio", "sharpness", "loss")]
-
-
-@pytest.mark.slow
-def test_full_batches_train_at_the_edge_of_stability():
-    """Gradient descent sharpens until 2 / lr and stays there while the loss goes on falling (arXiv 2103.00065)."""
-    ends = []
-    for lr in (0.1, 0.2):
-        ratios, sharpnesses, losses = at_the_edge(torch.optim.SGD, lr, 250, 2000)
-        assert all(0.85 < ratio < 1.2 for ratio in ratios)
-        assert losses[-1] < 0.9 * losses[0]
-        ends.append(sharpnesses[2])
-    assert ends[0] / ends[1] == pytest.approx(2, rel=0.15)
-
-
-@pytest.mark.slow
-def test_adam_trains_at_its_own_edge():
-    """The preconditioned sharpness rises to 38 / lr and stays (arXiv 2207.14484)."""
-    ratios, sharpnesses, losses = at_the_edge(torch.optim.Adam, 0.005, 250, 3500)
-    assert ratios[0] < 0.5
-    assert all(0.85 < ratio < 1.15 for ratio in ratios[-8:])
-    assert losses[-1] < losses[-8]
-    assert max(sharpnesses) < 0.1 * 2 / 0.005  # the plain sharpness knows nothing of it
