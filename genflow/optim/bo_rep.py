@@ -237,4 +237,4 @@ def _norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _finite(values: Sequence[Tensor]) -> bool:
-    return bool(torch.isfinite(torch.stack([value.double() for value in values])).all())
+    return bool(torch.stack([torch.isfinite(value) for value in values]).all())

@@ -59,9 +59,10 @@ def gradient_statistics(
     numbers = {len(gradient) for gradient in gradients}
     if len(numbers) != 1:
         raise InputError(f"gradients: got {sorted(numbers)} for different parameters; allowed: one number for all")
-    flat = [gradient.detach().flatten(1).double() for gradient in gradients]
-    device = flat[0].device
-    number = torch.tensor([float(numbers.pop())], dtype=torch.float64, device=device)
+    device = gradients[0].device
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    flat = [gradient.detach().flatten(1).to(dtype) for gradient in gradients]
+    number = torch.tensor([float(numbers.pop())], dtype=dtype, device=device)
     sums = _summed([number, *[g.sum(0) for g in flat], *[g.square().sum(0) for g in flat]])
     count, means = sums[0].item(), [s / sums[0] for s in sums[1 : len(flat) + 1]]
     if count < 2:
