@@ -246,7 +246,7 @@ def test_under_unbounded_smoothness_normalized_steps_converge_and_plain_ones_do_
         return torch.cosh(5 * x.detach()).sum().item()
 
     normalized = final(0.2, True)
-    plain = {lr: final(lr, False) for lr in (1e-8, 1e-7, 1.5e-7, 2e-7, 3e-7, 1e-6, 1e-4, 1e-2)}
+    plain = {lr: final(lr, False) for lr in (1e-8, 1.5e-7, 1e-6, 1e-2)}
     print(f"normalized {normalized:.3f}; plain { ({k: f'{v:.3g}' for k, v in plain.items()}) }; optimum 2")
     assert normalized < 2.1
     assert min(plain.values()) > 2 * normalized
