@@ -8,7 +8,7 @@ import difflib
 import math
 from collections.abc import Iterable
 
-__all__ = ["InputError", "NonFiniteError", "check_choice", "check_keys", "check_number", "nearest"]
+__all__ = ["InputError", "NonFiniteError", "check_choice", "check_flag", "check_keys", "check_number", "nearest"]
 
 
 class InputError(ValueError):
@@ -31,6 +31,13 @@ def check_choice(argument: str, value: str, allowed: Iterable[str]) -> str:
     if value not in allowed:
         hint = nearest(str(value), allowed)
         raise InputError(f"{argument}: {value!r} is not known{hint}; allowed: {', '.join(allowed)}")
+    return value
+
+
+def check_flag(argument: str, value: bool) -> bool:
+    """Return ``value`` if it is True or False; otherwise raise InputError."""
+    if not isinstance(value, bool):
+        raise InputError(f"{argument}: got {value!r}; allowed: True or False")
     return value
 
 

@@ -30,12 +30,14 @@ Progress = Callable[[float], None]
 
 def scheduler_name(scheduler: Any) -> str:
     """The short name under which ``create_scheduler`` makes this scheduler, or the name of its class."""
-    for name, (kind, options) in SCHEDULERS.items():
-        if type(scheduler).__name__ == kind and all(
-            scheduler.config.get(key) == value for key, value in options.items()
-        ):
-            return name
-    return type(scheduler).__name__
+    fitting = [
+        (len(options), name)
+        for name, (kind, options) in SCHEDULERS.items()
+        if type(scheduler).__name__ == kind
+        and all(scheduler.config.get(key) == value for key, value in options.items())
+    ]
+    # the name that says most; of equals the first
+    return max(fitting, key=lambda found: found[0])[1] if fitting else type(scheduler).__name__
 
 
 class Runner(ABC):

@@ -64,6 +64,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "heun": ("RectifiedFlowScheduler", {"solver": "heun"}),
     "rk4": ("RectifiedFlowScheduler", {"solver": "rk4"}),
     "ab": ("HBScheduler", {"around": "ab", "beta": 1.0}),
+    "abm": ("HBScheduler", {"around": "ab", "beta": 1.0, "corrector": True}),
     "dpm++": ("HBScheduler", {"around": "dpm++", "beta": 1.0}),
     "hb": ("HBScheduler", {}),
     "ghvb": ("GHVBScheduler", {}),

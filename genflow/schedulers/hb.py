@@ -23,6 +23,7 @@ class HBScheduler(PathScheduler, SchedulerMixin):
         coefficients: ``published`` or ``matched``.
         startup: ``multistep``, ``heun`` or ``rk4``; the last two are for runs from noise: image-to-image counts entries
             of ``timesteps``, of which they put more at the start, and so would begin with more noise than asked.
+        corrector: with ``beta = 1``: each step is corrected once the slope at its end is known, at no evaluation more.
         **config: the keys of any diffusers scheduler (see :class:`~genflow.schedulers.base.PathScheduler`).
 
     Raises:
@@ -42,6 +43,7 @@ class HBScheduler(PathScheduler, SchedulerMixin):
         frame: str = "auto",
         coefficients: str = "published",
         startup: str = "multistep",
+        corrector: bool = False,
     ) -> None:
         self.make_solver()
 

@@ -1,6 +1,6 @@
 """Adams-Bashforth's rules in any frame."""
 
-from genflow.errors import check_number
+from genflow.errors import check_flag, check_number
 from genflow.solvers.multistep import Multistep
 
 __all__ = ["AdamsBashforth"]
@@ -20,16 +20,24 @@ class AdamsBashforth(Multistep):
             ``matched``, which keep the order on any grid.
         startup: ``multistep``, ``heun`` or ``rk4``; see :class:`~genflow.solvers.multistep.Multistep`. The first caps
             the order at 2, the second at 3.
+        corrector: correct each step by Adams-Moulton's rule, of one order more, once the slope at its end is known. The
+            next step needs that slope anyway: there is no evaluation more.
 
     Raises:
         InputError: an option that is not allowed.
     """
 
     name = "ab"
-    option_names = ("order", *Multistep.option_names)
+    option_names = ("order", *Multistep.option_names, "corrector")
 
     def __init__(
-        self, order: int = 2, frame: str = "auto", coefficients: str = "published", startup: str = "multistep"
+        self,
+        order: int = 2,
+        frame: str = "auto",
+        coefficients: str = "published",
+        startup: str = "multistep",
+        corrector: bool = False,
     ) -> None:
         super().__init__(frame, coefficients, startup)
+        self.corrector = check_flag("corrector", corrector)
         self.order = self.depth = int(check_number("order", order, at_least=1, at_most=5, integer=True))

@@ -10,7 +10,7 @@ from math import comb
 
 import numpy as np
 
-__all__ = ["ADAMS", "decay_moments", "matched", "midpoint", "published", "step_moments"]
+__all__ = ["ADAMS", "corrected", "decay_moments", "matched", "midpoint", "published", "step_moments"]
 
 ADAMS = (1.0, 1 / 2, 5 / 12, 3 / 8, 251 / 720)
 """Weights of the backward differences in Adams-Bashforth's rule on a uniform grid; the orders 1 to 5."""
@@ -86,6 +86,20 @@ def matched(nodes: np.ndarray, tail: np.ndarray, step: float, moments: np.ndarra
     system = ((nodes - nodes[0]) / step)[None, :] ** powers[:, None]
     system[:, -1] = _shift(tail / float(step) ** powers, (nodes[-1] - nodes[0]) / step)
     size = np.abs(system).max(axis=1)  # far nodes make the rows differ by many powers of ten
+    return np.linalg.solve(system / size[:, None], moments / size)
+
+
+def corrected(nodes: np.ndarray, step: float, moments: np.ndarray) -> np.ndarray:
+    """Adams-Moulton's weights: as :func:`matched`, for the step that ends at ``nodes[0]``, ``(k,)``.
+
+    Args:
+        nodes: the integration variable at k >= 2 slopes, newest first; the step runs from ``nodes[1]`` to ``nodes[0]``.
+        step: its length.
+        moments: ``step_moments`` of it, k of them.
+    """
+    powers = np.arange(len(nodes))
+    system = ((nodes - nodes[1]) / step)[None, :] ** powers[:, None]
+    size = np.abs(system).max(axis=1)
     return np.linalg.solve(system / size[:, None], moments / size)
 
 

@@ -1,6 +1,6 @@
 """DPM-Solver++'s multistep rules."""
 
-from genflow.errors import check_number
+from genflow.errors import check_flag, check_number
 from genflow.solvers.multistep import Multistep
 
 __all__ = ["DPMSolverPP"]
@@ -18,6 +18,8 @@ class DPMSolverPP(Multistep):
             half the exact weight on the second difference and so give second order; or ``matched``: the exact
             integral of the polynomial, of the full order on any grid.
         startup: ``multistep``, ``heun`` or ``rk4``; see :class:`~genflow.solvers.multistep.Multistep`.
+        corrector: correct each step by the rule of one order more (UniC, Zhao et al. 2023, arXiv 2302.04867) once the
+            prediction at its end is known. The next step needs that anyway: there is no evaluation more.
 
     Raises:
         InputError: an option that is not allowed.
@@ -25,8 +27,11 @@ class DPMSolverPP(Multistep):
 
     name = "dpm++"
     rule = "dpm++"
-    option_names = ("order", "coefficients", "startup")
+    option_names = ("order", "coefficients", "startup", "corrector")
 
-    def __init__(self, order: int = 2, coefficients: str = "published", startup: str = "multistep") -> None:
+    def __init__(
+        self, order: int = 2, coefficients: str = "published", startup: str = "multistep", corrector: bool = False
+    ) -> None:
         super().__init__("denoised", coefficients, startup)
+        self.corrector = check_flag("corrector", corrector)
         self.order = self.depth = int(check_number("order", order, at_least=2, at_most=3, integer=True))

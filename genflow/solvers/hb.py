@@ -1,6 +1,6 @@
 """Polyak's Heavy Ball (HB) momentum around a multistep rule."""
 
-from genflow.errors import InputError, check_choice, check_number
+from genflow.errors import InputError, check_choice, check_flag, check_number
 from genflow.solvers.multistep import Multistep
 
 __all__ = ["AROUND", "HB"]
@@ -26,13 +26,14 @@ class HB(Multistep):
         frame: as for Adams-Bashforth; ``dpm++`` has the denoised frame alone, and ``auto`` is that.
         coefficients: ``published`` or ``matched``, of the rule inside.
         startup: ``multistep``, ``heun`` or ``rk4``; see :class:`~genflow.solvers.multistep.Multistep`.
+        corrector: as for Adams-Bashforth; without momentum only.
 
     Raises:
         InputError: an option that is not allowed.
     """
 
     name = "hb"
-    option_names = ("order", "beta", "around", "variant", *Multistep.option_names)
+    option_names = ("order", "beta", "around", "variant", *Multistep.option_names, "corrector")
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class HB(Multistep):
         frame: str = "auto",
         coefficients: str = "published",
         startup: str = "multistep",
+        corrector: bool = False,
     ) -> None:
         super().__init__(frame, coefficients, startup)
         least, most = AROUND[check_choice("around", around, AROUND)]
@@ -51,6 +53,9 @@ class HB(Multistep):
         self.variant = check_choice("variant", variant, VARIANTS)
         self.nesterov = variant == "nesterov"
         self.around = self.rule = around
+        self.corrector = check_flag("corrector", corrector)
+        if corrector and beta < 1:
+            raise InputError(f"corrector: True with beta={beta:g}; allowed: with beta=1, without momentum")
         if around == "dpm++":
             if frame not in ("auto", "denoised"):
                 raise InputError(f"frame: {frame!r} with around='dpm++'; allowed: denoised or auto")

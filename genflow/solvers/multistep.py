@@ -9,6 +9,7 @@ a decaying mean as the last entry of the history (:mod:`genflow.solvers.coeffici
 slope of the step is averaged.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -67,6 +68,7 @@ class Multistep(Solver):
     output_beta: float = 1.0  # and after it
     nesterov: bool = False
     least_momentum: int = 1  # steps of fewer slopes than this leave the momentum after the combination alone
+    corrector: bool = False  # correct a step once the slope at its end is known
 
     def __init__(self, frame: str, coefficients: str, startup: str) -> None:
         self.frame = check_choice("frame", frame, ("auto", *FRAMES))
@@ -119,7 +121,8 @@ class Multistep(Solver):
         n = self._owners[i]
         begin = n if self._opens[n] == i else n + 1
         if begin not in self._tables:
-            self._tables[begin] = [self._row(m, begin) for m in range(begin, len(self.times) - 1)]
+            rows = [self._row(m, begin) for m in range(begin, len(self.times) - 1)]
+            self._tables[begin] = self._correct(rows, begin) if self.corrector else rows
         self._begin, self._rows = begin, self._tables[begin]
 
     def _row(self, n: int, begin: int) -> Row:
@@ -143,6 +146,32 @@ class Multistep(Solver):
         else:
             weights = rules.published(count, self.history_beta)
         return Row(a, b, tuple(weights.tolist()), self._kind)
+
+    def _correct(self, rows: list[Row], begin: int) -> list[Row]:
+        """Each step together with the correction of the one before it.
+
+        With the slope y at its end that step would have been made by Adams-Moulton's rule, of one order more. What is
+        missing, ``b (U_moulton - U)``, is a sum over the same history, and goes through the linear step as x does.
+        """
+        made = rows[:1]
+        for n, (before, row) in enumerate(itertools.pairwise(rows), start=begin + 1):
+            if before.weights is None or n - 1 in self._stages or n in self._stages or row.kind != before.kind:
+                made.append(row)
+                continue
+            nodes = self._nodes[n - len(before.weights) : n + 1][::-1]
+            nodes = nodes[np.isfinite(nodes)]
+            if self.coefficients == "published" and self.rule == "ab":
+                nodes = -np.arange(float(len(nodes)))
+            step = float(nodes[0] - nodes[1])
+            moments = rules.step_moments(len(nodes), step if self._log else 0.0)
+            change = np.zeros(len(before.weights) + 1)
+            change[: len(nodes)] = rules.corrected(nodes, step, moments)
+            change[1:] -= before.weights
+            total = change * (row.a * before.b / row.b)
+            own = (1.0,) if row.weights is None else row.weights
+            total[: len(own)] += own
+            made.append(row._replace(weights=tuple(total.tolist())))
+        return made
 
     def _highest(self, n: int) -> int:
         """The order that step ``n`` may have; DPM-Solver++ with fewer than 15 steps falls to 1 towards the end."""
@@ -182,7 +211,7 @@ class Multistep(Solver):
     def _remember(self, slope: Tensor) -> None:
         history = self._history
         history.insert(0, slope)
-        if len(history) > self.depth:
+        if len(history) > self.depth + self.corrector:
             oldest, last = history.pop(), history.pop()
             history.append(last if self.history_beta == 1 else torch.lerp(oldest, last, self.history_beta))
 

@@ -5,7 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genflow.cli.parsing import MAX_SEED, format_seeds, parse_classes, parse_options, parse_seeds
+from genflow.cli.runners import scheduler_name
 from genflow.errors import InputError
+from genflow.schedulers import SCHEDULERS, create_scheduler
 
 NAMES = {"t-shirt": 0, "Trouser": 1, "ankle-boot": 2}
 
@@ -92,3 +94,8 @@ def test_options_keep_their_types() -> None:
 def test_bad_options(words: list[str]) -> None:
     with pytest.raises(InputError, match="--x"):
         parse_options("--x", words)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_scheduler_is_known_by_the_short_name_that_made_it(name: str) -> None:
+    assert scheduler_name(create_scheduler(name)) == name

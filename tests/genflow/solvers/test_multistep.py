@@ -21,6 +21,7 @@ TIMES = np.array([1.0, 0.8, 0.65, 0.4, 0.3, 0.12, 0.05, 0.0])
 
 def rules() -> list[Solver]:
     found: list[Solver] = [DPMSolverPP(2), DPMSolverPP(3), DPMSolverPP(3, "matched", "rk4"), HB(2, 0.8, "dpm++")]
+    found += [AdamsBashforth(3, corrector=True), DPMSolverPP(3, corrector=True)]
     for frame in FRAMES:
         for coefficients in ("published", "matched"):
             found += [AdamsBashforth(3, frame, coefficients), GHVB(2.6, frame, coefficients, "heun")]

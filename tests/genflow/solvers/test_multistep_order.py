@@ -37,12 +37,14 @@ def slope(data, path: Path, solver: Solver, spacing: str, counts: tuple[int, ...
 def cases() -> list[tuple[Solver, int]]:
     """Every rule with the order it should show; a start-up that does not cap it from the third order on."""
     found: list[tuple[Solver, int]] = [(DPMSolverPP(2), 2), (DPMSolverPP(2, "matched"), 2)]
+    found += [(DPMSolverPP(2, "matched", "heun", corrector=True), 3)]
     found += [(DPMSolverPP(3, "matched", "heun"), 3), (DPMSolverPP(3, "published", "heun"), 2)]
     for frame in ("epsilon", "velocity", "denoised"):
         found += [(AdamsBashforth(2, frame, "matched"), 2), (AdamsBashforth(3, frame, "matched", "heun"), 3)]
         found += [(AdamsBashforth(4, frame, "matched", "rk4"), 4), (GHVB(1.7, frame, "matched"), 2)]
         found += [(GHVB(2.7, frame, "matched", "heun"), 3), (GHVB(3.7, frame, "matched", "rk4"), 4)]
-        found += [(RungeKutta4(frame), 4)]
+        found += [(RungeKutta4(frame), 4), (AdamsBashforth(2, frame, "matched", "heun", corrector=True), 3)]
+        found += [(AdamsBashforth(3, frame, "matched", "rk4", corrector=True), 4)]
     return [*found, (AdamsBashforth(1), 1), (GHVB(0.7), 1), (HB(2, 0.5), 1), (HB(2, 0.5, "dpm++"), 1)]
 
 
