@@ -51,6 +51,7 @@ OURS = (
     "ab:order=2",
     "ab:order=3",
     "ab:order=4",
+    "abm",
     "dpm++",
     "hb",
     "ghvb",
