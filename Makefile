@@ -6,13 +6,14 @@ RUN := $(VENV)/bin/python -m
 PIP := $(RUN) pip --disable-pip-version-check install --progress-bar off --constraint constraints.txt
 SETUP := pyproject.toml constraints.txt
 PYTEST_ARGS ?=
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format clean
 
 help:
 	@echo 'make demo     set up .venv, generate a grid of images from the shipped model into out/'
-	@echo 'make test     set up .venv, run the whole test suite (PYTEST_ARGS=... adds options of pytest)'
+	@echo 'make test     set up .venv, run the whole test suite in JOBS=2 processes (PYTEST_ARGS=... adds options of pytest)'
 	@echo 'make lint     check style and imports'
 	@echo 'make format   rewrite the files in the project'"'"'s style'
 	@echo 'make clean    remove .venv, out/ and what builds and tests leave behind'
@@ -21,7 +22,7 @@ demo: $(VENV)/.installed
 	@$(RUN) genflow generate --out out
 
 test: $(VENV)/.installed-test
-	@$(RUN) pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(RUN) pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	@$(RUN) ruff check .
