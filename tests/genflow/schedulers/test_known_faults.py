@@ -116,14 +116,15 @@ def test_the_last_step_ends_in_the_predicted_image(combo, lab):
             rough = torch.sin(37 * x)  # no smooth function of the state
             output = scheduler.step(rough, t, x, generator=seeds(2))
             x = output.prev_sample
-        if combo.name in ("ab", "hb", "ghvb"):  # their clocks are finite at 0, where they keep their order
-            assert (x - output.pred_original_sample).abs().max() < 1
+        if combo.name in ("ab", "abm", "hb", "ghvb"):  # their clocks are finite at 0, where they keep their order
+            # abm's last step carries the correction of the one before: half of what two slopes differ by
+            assert (x - output.pred_original_sample).abs().max() < (3 if combo.name == "abm" else 1)
         elif last == 1:
             torch.testing.assert_close(x, output.pred_original_sample, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("spacing", [{}, {"use_karras_sigmas": True}])
-@pytest.mark.parametrize("name", ["ab", "dpm++", "hb", "ghvb"])
+@pytest.mark.parametrize("name", ["ab", "abm", "dpm++", "hb", "ghvb"])
 def test_few_steps_do_not_overshoot_narrow_data(name, spacing, lab, monkeypatch):
     """k-diffusion 43 and 85: at few steps the higher orders were worse than the first near the end."""
     monkeypatch.setattr(lab, "std", 0.05)
