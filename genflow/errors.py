@@ -37,7 +37,7 @@ def check_choice(argument: str, value: str, allowed: Iterable[str]) -> str:
 def check_flag(argument: str, value: bool) -> bool:
     """Return ``value`` if it is True or False; otherwise raise InputError."""
     if not isinstance(value, bool):
-        raise InputError(f"{argument}: got {value!r}; allowed: True or False")
+        raise InputError(f"{argument}: got {value!r}; allowed: True, False")
     return value
 
 

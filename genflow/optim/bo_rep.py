@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from genflow.errors import InputError, NonFiniteError, check_choice, check_number
+from genflow.errors import InputError, NonFiniteError, check_choice, check_flag, check_number
 from genflow.optim.options import check_lr
 
 __all__ = ["BORep"]
@@ -87,8 +87,7 @@ class BORep(Optimizer):
         check_number("refine_steps", refine_steps, at_least=0, integer=True)
         if radius is not None:
             check_number("radius", radius, above=0)
-        if not isinstance(normalize, bool):
-            raise InputError(f"normalize: got {normalize!r}; allowed: True, False")
+        check_flag("normalize", normalize)
         check_number("eps", eps, at_least=0)
         check_choice("nonfinite", nonfinite, ("raise", "skip", "none"))
         for name, loss in (("outer_loss", outer_loss), ("inner_loss", inner_loss)):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from genflow.errors import InputError, check_choice, check_number
+from genflow.errors import InputError, check_choice, check_flag, check_number
 from genflow.optim.batches import Collected
 from genflow.optim.execution import state_dtype
 from genflow.optim.kronecker import Form, precondition, stabilize_, update_inverse_
@@ -159,8 +159,7 @@ class MKOR(NestedOptimizer):
         if group["form"] == "exact":
             check_number("stabilization", group["stabilization"], above=1 - group["decay"])
         check_number("clip", group["clip"], above=0)
-        if not isinstance(group["half_precision"], bool):
-            raise InputError(f"half_precision: got {group['half_precision']!r}; allowed: True, False")
+        check_flag("half_precision", group["half_precision"])
         super()._check(group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

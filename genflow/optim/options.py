@@ -6,7 +6,7 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor
 
-from genflow.errors import InputError, check_choice, check_keys, check_number
+from genflow.errors import InputError, check_choice, check_flag, check_keys, check_number
 
 __all__ = ["FLAG_DEFAULTS", "Flags", "check_betas", "check_flags", "check_lr"]
 
@@ -56,8 +56,7 @@ def check_flags(flags: Mapping[str, Any]) -> None:
     check_keys("optimizer", flags, FLAG_DEFAULTS)
     flags = FLAG_DEFAULTS | dict(flags)
     for name in _SWITCHES:
-        if not isinstance(flags[name], bool):
-            raise InputError(f"{name}: got {flags[name]!r}; allowed: True, False")
+        check_flag(name, flags[name])
     if flags["foreach"] not in (None, True, False):
         raise InputError(f"foreach: got {flags['foreach']!r}; allowed: None, True, False")
     check_choice("nonfinite", flags["nonfinite"], ("none", "skip", "raise"))

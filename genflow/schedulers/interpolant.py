@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from genflow.errors import InputError, check_choice, check_number
+from genflow.errors import InputError, check_choice, check_flag, check_number
 from genflow.paths import LinearPath, Path, TrigonometricPath, VPPath
 from genflow.prediction import PREDICTION_TYPES, Prediction
 from genflow.schedulers.family import Family, end_in_zero, float64
@@ -45,8 +45,7 @@ class InterpolantFamily(Family):
         super().__init__(given)
         check_choice("interpolant", self.config["interpolant"], ("linear", "trigonometric", "vp"))
         check_number("timestep_scale", self.config["timestep_scale"], above=0)
-        if not isinstance(self.config["reversed_time"], bool):
-            raise InputError(f"reversed_time: {self.config['reversed_time']!r}; allowed: true, false")
+        check_flag("reversed_time", self.config["reversed_time"])
         path: Path = {
             "linear": LinearPath,
             "trigonometric": TrigonometricPath,

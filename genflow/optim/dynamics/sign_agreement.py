@@ -32,8 +32,8 @@ def gradsign(
     the sum grows with the number of parameters. For a diffusion loss fix each sample's noise and time.
 
     Try it on a few networks of your own before you trust it: over small networks of many sizes its rank correlation
-    with the trained loss was 0.78 (that of the parameter count 0.93), over others of one size -0.60, since networks
-    that begin nearly constant (sigmoid) agree in sign and train worst (``python -m genflow.evaluate.dynamics``).
+    with the trained loss was 0.78 (that of the parameter count 0.93), over others of one size -0.60 (there networks
+    with sigmoids, which begin nearly constant, score high and train worst; ``python -m genflow.evaluate.dynamics``).
 
     Args:
         network, loss, samples, chunk, method: see

@@ -258,7 +258,7 @@ def test_sigmas_and_timesteps_of_the_callers(interpolant):
         ({"solver": "sde-euler", "frame": "velocity"}, "frame: 'velocity' is not known"),
         ({"diffusoin": "sigma"}, "did you mean 'diffusion'"),
         ({"interpolant": "GPV"}, "interpolant: 'GPV' is not known"),
-        ({"interpolant": "linear", "reversed_time": 1}, "reversed_time: 1"),
+        ({"interpolant": "linear", "reversed_time": 1}, "reversed_time: got 1"),
         ({"interpolant": "linear", "timestep_scale": 0}, "timestep_scale: got 0"),
         ({"interpolant": "linear", "prediction_type": "noise"}, "prediction_type: 'noise'"),
     ],

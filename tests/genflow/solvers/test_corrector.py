@@ -84,5 +84,5 @@ def test_a_changed_state_keeps_its_change(x: Tensor) -> None:
 def test_bad_input() -> None:
     with pytest.raises(InputError, match="corrector: True with beta=0.9; allowed: with beta=1"):
         HB(corrector=True)
-    with pytest.raises(InputError, match="corrector: got 'yes'; allowed: True or False"):
+    with pytest.raises(InputError, match="corrector: got 'yes'; allowed: True, False"):
         AdamsBashforth(corrector="yes")
