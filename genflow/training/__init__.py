@@ -3,14 +3,17 @@
 from genflow.lazy import lazy_exports
 
 _HOMES = {
+    "ImageTask": "image_task",
     "Objective": "objectives",
     "create_objective": "objectives",
     "OPTIMIZERS": "optimizers",
     "create_optimizer": "optimizers",
     "Recipe": "recipe",
     "load_recipe": "recipe",
+    "Task": "task",
     "Trainer": "trainer",
-    "train": "trainer",
+    "create_task": "run",
+    "train": "run",
 }
 
 __all__ = sorted(_HOMES)

@@ -1,10 +1,9 @@
 """``dynamics.jsonl`` and ``dynamics.png``: sharpness, stability and spectrum of the loss while a network trains."""
 
 import contextlib
-import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from genflow.data import ImageData
 from genflow.errors import NonFiniteError
 from genflow.files import atomic_path
-from genflow.models.base import PathModel
 from genflow.optim.dynamics import Spectrum, StabilityMonitor
-from genflow.training.batches import BatchStream, mixed_seed
-from genflow.training.objectives import Objective
 from genflow.training.recipe import Recipe
 from genflow.training.records import MetricsLog
 
 __all__ = ["TrainingDynamics", "plot_dynamics"]
 
-_STREAM = 7  # keeps the images and draws of measurements apart from those of training
 _SCALARS = (
     "loss", "sharpness", "preconditioned_sharpness", "threshold", "ratio", "gradient_norm", "batch_sharpness", "trace",
 )  # fmt: skip
-
-Batch = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 class TrainingDynamics:
@@ -42,42 +34,26 @@ class TrainingDynamics:
     def __init__(
         self,
         recipe: Recipe,
-        data: ImageData,
-        objective: Objective,
-        model: PathModel,
+        loss: Callable[[Any], Tensor],
+        batches: Sequence[Any],
         network: nn.Module,
         optimizer: Optimizer,
         out: Path,
-        device: torch.device,
         resume_at: int = 0,
     ) -> None:
-        """``model`` is the path model around ``network``, the bare one; rows up to step ``resume_at`` are kept."""
+        """Measure ``loss(batch)``, a mean, on ``batches``, whose first entry has a row for each image.
+
+        ``network`` is the bare one, and the one that ``loss`` calls; rows up to step ``resume_at`` are kept.
+        """
         section = recipe.dynamics
-        self.section, self.objective, self.network, self.out = section, objective, network, out
+        self.section, self.network, self.out = section, network, out
+        self.loss, self.batches = loss, batches
         self.batch_size = recipe.batch_size
-        self.model: Any = copy.copy(model)
-        self.model.network = network  # without accelerate's wrapper
         self.monitor = StabilityMonitor(
             optimizer, steps=section.lanczos_steps, probes=section.probes, seed=recipe.seed % 1000
         )
         self.log = MetricsLog(out / "dynamics.jsonl", resume_at)
-        self.batches = self._draw(recipe, data, device)
         self.seconds = self.log.rows[-1]["total_seconds"] if self.log.rows else 0.0
-
-    def _draw(self, recipe: Recipe, data: ImageData, device: torch.device) -> list[Batch]:
-        size = min(self.section.micro_batch, self.section.images)
-        count = -(-self.section.images // size)
-        seed = mixed_seed(recipe.seed, _STREAM) % 2**31
-        stream = BatchStream(data, seed, size, count, device, recipe.data.flip, recipe.objective.label_dropout)
-        batches = []
-        for slot in range(count):
-            images, labels, generator = stream.draw(0, slot)
-            t = self.objective.draw_times(len(images), generator)
-            noise = self.objective.draw_noise(images, generator)
-            keep = min(size, self.section.images - slot * size)
-            parts = (images, noise, t, labels)
-            batches.append(tuple(None if part is None else part[:keep] for part in parts))
-        return batches
 
     def describe(self) -> str:
         """What is measured, and what it may cost."""
@@ -109,7 +85,7 @@ class TrainingDynamics:
         with _plain(self.network):
             try:
                 record = self.monitor.measure(
-                    self._loss, self.batches, weights=[len(batch[0]) for batch in self.batches], step=step
+                    self.loss, self.batches, weights=[len(batch[0]) for batch in self.batches], step=step
                 )
             except NonFiniteError:  # the training loop says so when it sees the loss
                 return {}
@@ -121,11 +97,6 @@ class TrainingDynamics:
         self.log.append(row)
         self.plot()
         return {f"dynamics/{key}": row[key] for key in _SCALARS if row[key] is not None}
-
-    def _loss(self, batch: Batch) -> Tensor:
-        images, noise, t, labels = batch
-        conditioning = {} if labels is None else {"class_labels": labels}
-        return self.objective.loss(self.model, images, noise, t, **conditioning).mean()
 
     def plot(self) -> None:
         """Draw all rows so far to ``dynamics.png``."""

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import shutil
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,14 +15,11 @@ from accelerate.utils import set_seed
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
-from genflow.data import ImageData, load_images
 from genflow.errors import InputError, NonFiniteError
 from genflow.files import write_text
-from genflow.models import from_diffusers
 from genflow.precision import resolve
 from genflow.processes import process_state
-from genflow.training import finish
-from genflow.training.batches import BatchStream, mixed_seed
+from genflow.training.batches import mixed_seed
 from genflow.training.checkpoints import (
     flatten_optimizer,
     latest_checkpoint,
@@ -32,13 +28,14 @@ from genflow.training.checkpoints import (
     save_checkpoint,
 )
 from genflow.training.dynamics import TrainingDynamics
-from genflow.training.networks import create_network
-from genflow.training.objectives import create_objective
 from genflow.training.optimizers import create_optimizer
-from genflow.training.recipe import Recipe, load_recipe
-from genflow.training.records import MetricsLog, check_trackers, plot_loss
+from genflow.training.recipe import load_recipe
+from genflow.training.records import MetricsLog, plot_loss
+from genflow.training.schedule import lr_factor
+from genflow.training.stopping import StopRequest
+from genflow.training.task import Task
 
-__all__ = ["Trainer", "train"]
+__all__ = ["Trainer"]
 
 _TENSOR_GROUPS = ("network", "ema", "optimizer")
 _RECIPE_FILE = "recipe.yaml"
@@ -46,79 +43,23 @@ _RECIPE_FILE = "recipe.yaml"
 _FREE_SECTIONS = ("log", "sampling", "dynamics")
 
 
-def train(
-    recipe: str | Path | Recipe,
-    overrides: Sequence[str] = (),
-    out: str | Path | None = None,
-    *,
-    restart: bool = False,
-    skip_bad: bool = False,
-    trackers: Sequence[str] = (),
-    progress: bool = True,
-) -> Path:
-    """Train by a recipe, from the start or from the newest checkpoint in ``out``.
-
-    Args:
-        recipe: a shipped recipe's name, a YAML file, or a :class:`Recipe`.
-        overrides: ``"optimizer.lr=3e-4"`` and the like.
-        out: folder of the run; ``runs/NAME`` by default.
-        restart: throw away what ``out`` holds of an earlier run.
-        skip_bad: leave unreadable images out instead of refusing them.
-        trackers: accelerate's trackers, such as ``"tensorboard"``.
-        progress: show a progress bar.
-
-    Returns:
-        The folder of the finished pipeline, in diffusers' layout.
-
-    Raises:
-        InputError: a recipe or data that cannot be used, or another recipe's run in ``out``.
-        NonFiniteError: the loss became NaN or infinite; the last good checkpoint stays.
-        KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
-    """
-    if not isinstance(recipe, Recipe):
-        name = Path(recipe).stem
-        recipe = load_recipe(recipe, overrides)
-    else:
-        name = "recipe"
-    check_trackers(trackers)
-    folder = Path(out) if out is not None else Path("runs") / name
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"out: {folder} is a file; allowed: a folder, or a name that is free")
-    data = load_images(recipe.data.source, recipe.data.split, skip_bad=skip_bad)
-    return Trainer(recipe, data, folder, restart=restart, trackers=trackers, progress=progress).run()
-
-
 class Trainer:
     """One run. Every random draw is a function of (seed, step), so the step counter is all the state there is."""
 
     def __init__(
         self,
-        recipe: Recipe,
-        data: ImageData,
+        task: Task,
         out: Path,
         *,
         restart: bool = False,
         trackers: Sequence[str] = (),
         progress: bool = True,
     ) -> None:
-        self.recipe, self.data, self.out, self.progress = recipe, data, out, progress
+        recipe = task.recipe
+        self.task, self.recipe, self.out, self.progress = task, recipe, out, progress
         self.checkpoints = out / "checkpoints"
         set_seed(recipe.seed)
-        objective = recipe.objective
-        family = finish.training_family(recipe)
-        self.path = family.path
-        edm = {"sigma_data": family.config["sigma_data"]} if family.name == "edm" else {}
-        self.objective = create_objective(
-            objective.type, self.path, objective.times, objective.times_mean, objective.times_std, **edm
-        )
-        *_, height, width = data.images.shape
-        network = create_network(
-            recipe.network.type,
-            size=(height, width),
-            channels=data.images.shape[1],
-            num_classes=data.num_classes,
-            options=recipe.network.options,
-        )
+        network = task.create_network()
         optimizer = create_optimizer(
             recipe.optimizer.name,
             network,
@@ -149,16 +90,6 @@ class Trainer:
             )
         if recipe.budget.cpu_minutes and processes > 1:
             raise InputError("budget.cpu_minutes: several processes would end at different steps; allowed: images")
-        slots = recipe.accumulate * processes
-        self.batches = BatchStream(
-            data,
-            recipe.seed,
-            recipe.batch_size // slots,
-            slots,
-            self.accelerator.device,
-            recipe.data.flip,
-            objective.label_dropout,
-        )
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
         self._observe = getattr(optimizer, "observe", None)  # MKOR-H decides by the loss
         if self.accelerator.scaler is not None and hasattr(optimizer, "loss_scale"):
@@ -172,10 +103,8 @@ class Trainer:
             power=recipe.ema.power,
             foreach=True,
         )
-        self.model = from_diffusers(
-            self.bare_network, self.path, family.prediction_type, num_classes=data.num_classes, **edm
-        )
-        self.model.network = self.network  # gradients must pass through accelerate's wrapper
+        slots = recipe.accumulate * processes
+        task.bind(self.bare_network, self.network, self.accelerator.device, recipe.batch_size // slots, slots)
         self.step, self.cpu_seconds, self.seconds = 0, 0.0, 0.0
         if loaded:
             self._restore(*loaded)
@@ -186,13 +115,10 @@ class Trainer:
             self.log = MetricsLog(out / "metrics.jsonl", self.step)
         self.dynamics: TrainingDynamics | None = None
         if recipe.dynamics.enabled and self.log is not None:
-            self.dynamics = TrainingDynamics(
-                recipe, data, self.objective, self.model, self.bare_network, self.optimizer, out,
-                self.accelerator.device, self.step or -1,
-            )  # fmt: skip
+            self.dynamics = task.dynamics(self.bare_network, self.optimizer, out, self.step or -1)
         if trackers:
             self.accelerator.init_trackers("genflow")
-        self._stop = False
+        self._stop = StopRequest()
 
     # state on disk
 
@@ -266,12 +192,8 @@ class Trainer:
         torch.manual_seed(mixed_seed(recipe.seed, self.step, accelerator.process_index, 1))
         for micro in range(recipe.accumulate):
             slot = micro * accelerator.num_processes + accelerator.process_index
-            images, labels, generator = self.batches.draw(self.step, slot)
             with accelerator.accumulate(self.network):
-                t = self.objective.draw_times(len(images), generator)
-                noise = self.objective.draw_noise(images, generator)
-                conditioning = {} if labels is None else {"class_labels": labels}
-                loss = self.objective.loss(self.model, images, noise, t, **conditioning).mean()
+                loss = self.task.loss(self.step, slot)
                 accelerator.backward(loss)
                 total += loss.detach() / recipe.accumulate
                 if accelerator.sync_gradients and recipe.clip_norm is not None:
@@ -293,16 +215,8 @@ class Trainer:
         by_time = self.cpu_seconds / (60 * budget.cpu_minutes) if budget.cpu_minutes else 0.0
         return min(1.0, max(by_images, by_time))
 
-    def _lr_factor(self) -> float:
-        schedule = self.recipe.schedule
-        warmup = min(1.0, (self.step + 1) / schedule.warmup_steps) if schedule.warmup_steps else 1.0
-        if schedule.decay == "constant":
-            return warmup
-        cosine = 0.5 * (1 + math.cos(math.pi * self._progress()))
-        return warmup * (schedule.final + (1 - schedule.final) * cosine)
-
     def _set_lr(self) -> None:
-        factor = self._lr_factor()
+        factor = lr_factor(self.recipe.schedule, self.step, self._progress())
         for group in self.optimizer.param_groups:
             group["lr"] = group.get("initial_lr", self.recipe.optimizer.lr) * factor
 
@@ -345,23 +259,6 @@ class Trainer:
         self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=self.step)
         bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s")
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Let Ctrl-C and SIGTERM end the step under way, so that a checkpoint can be written."""
-
-        def request_stop(number: int, frame: Any) -> None:
-            self._stop = True
-
-        try:
-            previous = {s: signal.signal(s, request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: whoever owns that deals with signals
-            previous = {}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
     def run(self) -> Path:
         """Train to the end of the budget and save the pipeline; see :func:`train`."""
         log, main = self.recipe.log, self.accelerator.is_main_process
@@ -374,7 +271,7 @@ class Trainer:
         total = self.recipe.budget.images
         self.network.train()
         with (
-            self._signals(),
+            self._stop.on_signals(),
             tqdm(
                 total=total, initial=self.step * self.recipe.batch_size, unit="img", unit_scale=True,
                 desc="training", disable=not (main and self.progress), smoothing=0.02,
@@ -389,21 +286,21 @@ class Trainer:
                 losses.append(loss)
                 norms.append(norm)
                 bar.update(self.recipe.batch_size)
-                ends = self._stop or self._progress() >= 1.0
+                ends = self._stop.asked or self._progress() >= 1.0
                 saves = ends or self.step % log.checkpoint_every_steps == 0
                 if saves or self.step % log.every_steps == 0:
                     # before a checkpoint, so that none is ever written of a diverged network
                     self._report(bar, losses, norms, reported)
                     losses, norms, reported = [], [], self.seconds
                 # neither the budget nor the speed counts it
-                cpu, wall = self._measure(ends and not self._stop)
+                cpu, wall = self._measure(ends and not self._stop.asked)
                 cpu_start, wall_start = cpu_start + cpu, wall_start + wall
                 if saves:
                     self._save()
-                if log.sample_every_steps and (self.step % log.sample_every_steps == 0 or ends) and not self._stop:
-                    self._sample()
-                if self._stop:
+                if self._stop.asked:
                     raise KeyboardInterrupt
+                if log.sample_every_steps and (self.step % log.sample_every_steps == 0 or ends):
+                    self._sample()
         folder = self._finish()
         self.accelerator.end_training()
         return folder
@@ -424,12 +321,12 @@ class Trainer:
     def _sample(self) -> None:
         if self.accelerator.is_main_process:
             with self._averaged() as network, torch.no_grad():
-                finish.sample_grid(network, self.recipe, self.data, self.out / "samples" / f"step-{self.step:08d}.png")
+                self.task.sample_grid(network, self.out / "samples" / f"step-{self.step:08d}.png")
 
     def _finish(self) -> Path:
         target = self.out / "pipeline"
         if self.accelerator.is_main_process:
             with self._averaged() as network:
-                finish.save_pipeline(network, self.recipe, self.data, target)
+                self.task.save_pipeline(network, target)
         self.accelerator.wait_for_everyone()
         return target

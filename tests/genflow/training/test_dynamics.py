@@ -14,6 +14,7 @@ from genflow.errors import InputError
 from genflow.optim.dynamics import Hessian, largest_eigenvalue
 from genflow.training.checkpoints import latest_checkpoint
 from genflow.training.dynamics import TrainingDynamics, plot_dynamics
+from genflow.training.image_task import ImageTask
 from genflow.training.recipe import Recipe, load_recipe
 from genflow.training.trainer import Trainer
 
@@ -50,7 +51,7 @@ def data():
 
 
 def trainer(data, folder, **changes):
-    return Trainer(recipe(**changes), data, folder, progress=False)
+    return Trainer(ImageTask(recipe(**changes), data), folder, progress=False)
 
 
 def rows(folder, drop=("seconds", "total_seconds", "share")):
@@ -124,7 +125,7 @@ def test_it_goes_on_after_a_stop(data, measured, tmp_path, monkeypatch, stop):
 
     def stopping():
         result = original()
-        first._stop = first.step == stop
+        first._stop.asked = first.step == stop
         return result
 
     monkeypatch.setattr(first, "_train_step", stopping)
@@ -145,7 +146,7 @@ def test_it_may_begin_later_and_a_restart_forgets(data, tmp_path):
     run = trainer(data, tmp_path, dynamics=ON)  # the section may differ in a run that goes on
     run._measure(ends=False)
     assert [row["step"] for row in rows(tmp_path)] == [0]
-    Trainer(recipe(dynamics=ON), data, tmp_path, restart=True, progress=False)
+    Trainer(ImageTask(recipe(dynamics=ON), data), tmp_path, restart=True, progress=False)
     assert rows(tmp_path) == []
 
 

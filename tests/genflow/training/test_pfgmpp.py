@@ -10,8 +10,10 @@ from genflow.errors import InputError
 from genflow.models import LeanUNet2DModel, from_diffusers
 from genflow.pipelines import ImagePipeline
 from genflow.schedulers import PFGMPlusPlusScheduler
+from genflow.training.image_task import ImageTask
 from genflow.training.recipe import Recipe, load_recipe
-from genflow.training.trainer import Trainer, train
+from genflow.training.run import train
+from genflow.training.trainer import Trainer
 
 SLICE = Path(__file__).parents[2] / "data" / "fashion-1k-images-idx3-ubyte.gz"
 SMALL = {
@@ -41,44 +43,48 @@ def data():
 
 
 def test_noise_is_a_function_of_seed_and_step(data, tmp_path, monkeypatch):
-    run = Trainer(recipe(D=3.5), data, tmp_path, progress=False)
+    run = Trainer(ImageTask(recipe(D=3.5), data), tmp_path, progress=False)
     seen = []
-    loss = type(run.objective).loss
-    monkeypatch.setattr(type(run.objective), "loss", lambda self, *a, **k: (seen.append(a[2]), loss(self, *a, **k))[1])
+    loss = type(run.task.objective).loss
+    monkeypatch.setattr(
+        type(run.task.objective), "loss", lambda self, *a, **k: (seen.append(a[2]), loss(self, *a, **k))[1]
+    )
     run._train_step()
     run._train_step()
     for step, noise in enumerate(seen):
-        images, _, generator = run.batches.draw(step, 0)
-        run.objective.draw_times(len(images), generator)
+        images, _, generator = run.task.batches.draw(step, 0)
+        run.task.objective.draw_times(len(images), generator)
         normal = torch.randn(images.shape, generator=generator)
-        assert torch.equal(noise, run.path.noise(normal, generator))
+        assert torch.equal(noise, run.task.path.noise(normal, generator))
         factors = (noise / normal).flatten(1)
         torch.testing.assert_close(factors, factors[:, :1].expand_as(factors), rtol=1e-4, atol=0)
         assert factors[:, 0].unique().numel() == 16
 
 
 def test_an_interrupted_run_ends_the_same(data, tmp_path):
-    whole = Trainer(recipe(D=3.5), data, tmp_path / "whole", progress=False)
+    whole = Trainer(ImageTask(recipe(D=3.5), data), tmp_path / "whole", progress=False)
     whole.run()
-    half = Trainer(recipe(D=3.5), data, tmp_path / "half", progress=False)
-    half._stop = True  # after one step, as a signal does
+    half = Trainer(ImageTask(recipe(D=3.5), data), tmp_path / "half", progress=False)
+    half._stop.asked = True  # after one step, as a signal does
     with pytest.raises(KeyboardInterrupt):
         half.run()
     assert half.step == 1
-    again = Trainer(recipe(D=3.5), data, tmp_path / "half", progress=False)
+    again = Trainer(ImageTask(recipe(D=3.5), data), tmp_path / "half", progress=False)
     assert again.step == 1
     again.run()
     assert torch.equal(weights(whole), weights(again))
-    gaussian = Trainer(recipe(D="inf"), data, tmp_path / "inf", progress=False)
+    gaussian = Trainer(ImageTask(recipe(D="inf"), data), tmp_path / "inf", progress=False)
     gaussian.run()
     assert not torch.equal(weights(whole), weights(gaussian))
     with pytest.raises(InputError, match="another 'path'"):
-        Trainer(recipe(D=4), data, tmp_path / "half", progress=False)
+        Trainer(ImageTask(recipe(D=4), data), tmp_path / "half", progress=False)
 
 
 def test_without_augmentation_it_trains_as_edm(data, tmp_path):
     edm = Recipe(**{**SMALL, "path": {"type": "edm"}, "objective": {**SMALL["objective"], "type": "edm"}})
-    runs = [Trainer(r, data, tmp_path / str(n), progress=False) for n, r in enumerate((recipe(D="inf"), edm))]
+    runs = [
+        Trainer(ImageTask(r, data), tmp_path / str(n), progress=False) for n, r in enumerate((recipe(D="inf"), edm))
+    ]
     for run in runs:
         run._train_step()
         run._train_step()
@@ -92,7 +98,9 @@ def test_infinity_as_yaml_writes_it(data, tmp_path):
     loaded = load_recipe(recipe_file)
     folder = train(loaded, out=tmp_path / "run", progress=False)
     assert ImagePipeline.from_pretrained(folder).scheduler.path.noise_law == "Gaussian"
-    Trainer(loaded, data, tmp_path / "run", progress=False)  # the recipe in the folder is seen to be the same
+    Trainer(
+        ImageTask(loaded, data), tmp_path / "run", progress=False
+    )  # the recipe in the folder is seen to be the same
 
 
 def test_the_shipped_recipe_trains_and_samples(tmp_path):
@@ -110,15 +118,15 @@ def test_the_shipped_recipe_trains_and_samples(tmp_path):
 
 
 def test_sigma_data_is_one_number_in_training_and_sampling(data, tmp_path):
-    run = Trainer(recipe(sigma_data=0.3), data, tmp_path, progress=False)
-    assert run.path.D == 128
+    run = Trainer(ImageTask(recipe(sigma_data=0.3), data), tmp_path, progress=False)
+    assert run.task.path.D == 128
     x, labels = torch.randn(2, 1, 28, 28), torch.tensor([0, 1])
     run._train_step()
-    wrapped = from_diffusers(run.bare_network, run.path, "epsilon", sigma_data=0.3)
+    wrapped = from_diffusers(run.bare_network, run.task.path, "epsilon", sigma_data=0.3)
     assert isinstance(run.bare_network, LeanUNet2DModel)
-    mine = run.model.predict(x, 0.01, class_labels=labels).x0
+    mine = run.task.model.predict(x, 0.01, class_labels=labels).x0
     assert torch.equal(mine, wrapped.predict(x, 0.01, class_labels=labels).x0)
-    assert run.objective.weight(0.5) == wrapped.preconditioning.loss_weight(0.5)
+    assert run.task.objective.weight(0.5) == wrapped.preconditioning.loss_weight(0.5)
 
 
 @pytest.mark.parametrize(
@@ -127,10 +135,10 @@ def test_sigma_data_is_one_number_in_training_and_sampling(data, tmp_path):
 )
 def test_faults(data, tmp_path, options, says):
     with pytest.raises(InputError, match=says):
-        Trainer(recipe(**options), data, tmp_path, progress=False)
+        Trainer(ImageTask(recipe(**options), data), tmp_path, progress=False)
 
 
 def test_edm_takes_no_dimension(data, tmp_path):
     values = {**SMALL, "objective": {**SMALL["objective"], "type": "edm"}}
     with pytest.raises(InputError, match="path.options: unknown key 'D'"):
-        Trainer(Recipe(**values, path={"type": "edm", "options": {"D": 4}}), data, tmp_path, progress=False)
+        Trainer(ImageTask(Recipe(**values, path={"type": "edm", "options": {"D": 4}}), data), tmp_path, progress=False)

@@ -18,12 +18,15 @@ from genflow import assets
 from genflow import data as data_module
 from genflow.errors import InputError, NonFiniteError
 from genflow.models import from_diffusers
-from genflow.training import trainer as trainer_module
+from genflow.training import finish
 from genflow.training.batches import stream_indices
 from genflow.training.checkpoints import latest_checkpoint
+from genflow.training.image_task import ImageTask
 from genflow.training.networks import create_network
 from genflow.training.recipe import Recipe
-from genflow.training.trainer import Trainer, train
+from genflow.training.run import train
+from genflow.training.schedule import lr_factor
+from genflow.training.trainer import Trainer
 
 SLICE = Path(__file__).parents[2] / "data" / "fashion-1k-images-idx3-ubyte.gz"
 
@@ -57,7 +60,7 @@ def data():
 
 
 def make(images, folder, **changes):
-    return Trainer(Recipe(**tiny(**changes)), images, folder, progress=False)
+    return Trainer(ImageTask(Recipe(**tiny(**changes)), images), folder, progress=False)
 
 
 def rows(folder):
@@ -81,8 +84,8 @@ def test_steps_by_hand(data, tmp_path):
     network.load_state_dict(run.bare_network.state_dict())
     average = [p.detach().clone() for p in network.parameters()]
     for step in range(2):
-        images, labels, generator = run.batches.draw(run.step, 0)
-        t = run.objective.draw_times(16, generator)
+        images, labels, generator = run.task.batches.draw(run.step, 0)
+        t = run.task.objective.draw_times(16, generator)
         noise = torch.randn(images.shape, generator=generator)
         x = (1 - t[:, None, None, None]) * images + t[:, None, None, None] * noise
         output = network(x.float(), (1000 * t).float(), labels).sample
@@ -110,7 +113,7 @@ def test_labels_are_dropped_at_the_rate_asked_for(data, tmp_path):
     dropped = []
     for step in range(4):
         run.step = step
-        images, labels, _ = run.batches.draw(run.step, 0)
+        images, labels, _ = run.task.batches.draw(run.step, 0)
         assert images.min() >= -1
         assert images.max() <= 1
         dropped.append((labels == 10).float().mean().item())
@@ -119,7 +122,7 @@ def test_labels_are_dropped_at_the_rate_asked_for(data, tmp_path):
 
 def test_flips_half_of_the_images(data, tmp_path):
     plain, flipped = make(data, tmp_path / "a"), make(data, tmp_path / "b", data={"flip": True}, batch_size=16)
-    a, b = plain.batches.draw(0, 0)[0], flipped.batches.draw(0, 0)[0]
+    a, b = plain.task.batches.draw(0, 0)[0], flipped.task.batches.draw(0, 0)[0]
     same = (a == b).flatten(1).all(1)
     mirrored = (a == b.flip(-1)).flatten(1).all(1)
     assert (same | mirrored).all()
@@ -130,7 +133,7 @@ def test_warmup_and_cosine(data, tmp_path):
     run = make(data, tmp_path, schedule={"warmup_steps": 10, "decay": "cosine", "final": 0.1}, budget={"images": 1600})
     factors = []
     for run.step in range(100):
-        factors.append(run._lr_factor())
+        factors.append(lr_factor(run.recipe.schedule, run.step, run._progress()))
     assert factors[0] == pytest.approx(0.1, rel=1e-3)
     assert factors[50] == pytest.approx(0.55)
     assert factors[99] == pytest.approx(0.1, rel=0.01)
@@ -207,9 +210,9 @@ def test_every_objective_trains_and_samples_on_its_path(data, tmp_path, path, ob
     from genflow.pipelines import ImagePipeline
 
     values = {**tiny(), "path": path, "objective": objective}
-    folder = Trainer(Recipe(**values), data, tmp_path, progress=False).run()
+    folder = Trainer(ImageTask(Recipe(**values), data), tmp_path, progress=False).run()
     pipeline = ImagePipeline.from_pretrained(folder)
-    assert pipeline.scheduler.path == trainer_module.finish.training_family(Recipe(**values)).path
+    assert pipeline.scheduler.path == finish.training_family(Recipe(**values)).path
     images = pipeline(class_labels=[0], num_inference_steps=3, output_type="pt").images
     assert torch.isfinite(images).all()
 
@@ -250,7 +253,7 @@ def test_another_recipe_in_the_same_folder_is_refused(data, tmp_path):
     make(data, tmp_path).run()
     with pytest.raises(InputError, match="interrupted run with another 'seed'"):
         make(data, tmp_path, seed=1)
-    Trainer(Recipe(**tiny(seed=1)), data, tmp_path, restart=True, progress=False)
+    Trainer(ImageTask(Recipe(**tiny(seed=1)), data), tmp_path, restart=True, progress=False)
     assert latest_checkpoint(tmp_path / "checkpoints") is None
 
 
@@ -273,7 +276,7 @@ def test_trackers_are_told(data, tmp_path):
             self.seen.append((step, values["loss"]))
 
     memory = Memory()
-    Trainer(Recipe(**tiny()), data, tmp_path, trackers=[memory], progress=False).run()
+    Trainer(ImageTask(Recipe(**tiny()), data), tmp_path, trackers=[memory], progress=False).run()
     assert memory.seen == [(row["step"], row["loss"]) for row in rows(tmp_path)]
 
 
@@ -371,7 +374,7 @@ def test_learns_the_classes_of_the_slice(tmp_path):
     )  # fmt: skip
     values["network"]["options"] = {"block_out_channels": [32, 64], "layers_per_block": 1, "attention_head_dim": 32}
     data = data_module.load_images(SLICE)
-    folder = Trainer(Recipe(**values), data, tmp_path, progress=False).run()
+    folder = Trainer(ImageTask(Recipe(**values), data), tmp_path, progress=False).run()
     losses = [row["loss"] for row in rows(tmp_path)]
     assert losses[-1] < 0.5 * losses[0]
 
@@ -392,8 +395,8 @@ def test_learns_the_classes_of_the_slice(tmp_path):
 def test_from_diffusers_is_what_the_trainer_calls(data, tmp_path):
     run = make(data, tmp_path)
     x, labels = torch.randn(2, 1, 28, 28), torch.tensor([0, 1])
-    mine = from_diffusers(run.bare_network, run.path, "flow_prediction").predict(x, 0.3, class_labels=labels)
-    assert torch.equal(mine.flow_prediction, run.model.predict(x, 0.3, class_labels=labels).flow_prediction)
+    mine = from_diffusers(run.bare_network, run.task.path, "flow_prediction").predict(x, 0.3, class_labels=labels)
+    assert torch.equal(mine.flow_prediction, run.task.model.predict(x, 0.3, class_labels=labels).flow_prediction)
 
 
 @pytest.mark.slow

@@ -1,0 +1,108 @@
+"""Training on a Gaussian path between images and noise: every objective of the recipes but two-sided ones."""
+
+import copy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from genflow.data import ImageData
+from genflow.models import from_diffusers
+from genflow.training import finish
+from genflow.training.batches import BatchStream, mixed_seed
+from genflow.training.dynamics import TrainingDynamics
+from genflow.training.networks import create_network
+from genflow.training.objectives import create_objective
+from genflow.training.recipe import Recipe
+from genflow.training.task import Task
+
+__all__ = ["ImageBatch", "ImageTask"]
+
+_DYNAMICS_STREAM = 7  # keeps the images and draws of measurements apart from those of training
+
+
+class ImageBatch(NamedTuple):
+    """One micro-batch: images and noise ``(B, C, H, W)``, times ``(B,)``, labels int64 ``(B,)`` or None."""
+
+    images: Tensor
+    noise: Tensor
+    t: Tensor
+    labels: Tensor | None
+
+
+class ImageTask(Task):
+    """A recipe on a set of images."""
+
+    def __init__(self, recipe: Recipe, data: ImageData) -> None:
+        """Raises InputError for a path or an objective that does not exist or does not fit the other."""
+        self.recipe, self.data = recipe, data
+        self.family = finish.training_family(recipe)
+        self.path = self.family.path
+        self._edm = {"sigma_data": self.family.config["sigma_data"]} if self.family.name == "edm" else {}
+        section = recipe.objective
+        self.objective = create_objective(
+            section.type, self.path, section.times, section.times_mean, section.times_std, **self._edm
+        )
+
+    def create_network(self) -> nn.Module:
+        *_, height, width = self.data.images.shape
+        return create_network(
+            self.recipe.network.type,
+            size=(height, width),
+            channels=self.data.images.shape[1],
+            num_classes=self.data.num_classes,
+            options=self.recipe.network.options,
+        )
+
+    def bind(self, network: nn.Module, prepared: nn.Module, device: torch.device, size: int, slots: int) -> None:
+        self.device = device
+        self.batches = self.stream(self.recipe.seed, size, slots)
+        self.model: Any = from_diffusers(
+            network, self.path, self.family.prediction_type, num_classes=self.data.num_classes, **self._edm
+        )
+        self.model.network = prepared
+
+    def stream(self, seed: int, size: int, slots: int) -> BatchStream:
+        """The images in the order of ``seed``."""
+        recipe = self.recipe
+        return BatchStream(
+            self.data, seed, size, slots, self.device, recipe.data.flip, recipe.objective.label_dropout
+        )  # fmt: skip
+
+    def draw(self, batches: BatchStream, step: int, slot: int) -> ImageBatch:
+        """Micro-batch ``slot`` of step ``step``: all its random draws."""
+        images, labels, generator = batches.draw(step, slot)
+        t = self.objective.draw_times(len(images), generator)
+        noise = self.objective.draw_noise(images, generator)
+        return ImageBatch(images, noise, t, labels)
+
+    def _loss(self, model: Any, batch: ImageBatch) -> Tensor:
+        conditioning = {} if batch.labels is None else {"class_labels": batch.labels}
+        return self.objective.loss(model, batch.images, batch.noise, batch.t, **conditioning).mean()
+
+    def loss(self, step: int, slot: int) -> Tensor:
+        return self._loss(self.model, self.draw(self.batches, step, slot))
+
+    def sample_grid(self, network: nn.Module, path: Path) -> None:
+        finish.sample_grid(network, self.recipe, self.data, path)
+
+    def save_pipeline(self, network: nn.Module, folder: Path) -> None:
+        finish.save_pipeline(network, self.recipe, self.data, folder)
+
+    def dynamics(self, network: nn.Module, optimizer: Optimizer, out: Path, resume_at: int) -> TrainingDynamics:
+        section = self.recipe.dynamics
+        size = min(section.micro_batch, section.images)
+        count = -(-section.images // size)
+        stream = self.stream(mixed_seed(self.recipe.seed, _DYNAMICS_STREAM) % 2**31, size, count)
+        batches = []
+        for slot in range(count):
+            keep = min(size, section.images - slot * size)
+            batch = self.draw(stream, 0, slot)
+            batches.append(ImageBatch(*(None if part is None else part[:keep] for part in batch)))
+        model = copy.copy(self.model)
+        model.network = network  # without accelerate's wrapper
+        return TrainingDynamics(
+            self.recipe, lambda batch: self._loss(model, batch), batches, network, optimizer, out, resume_at
+        )

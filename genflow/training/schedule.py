@@ -1,0 +1,16 @@
+"""The learning rate over a run."""
+
+import math
+
+from genflow.training.recipe import ScheduleSection
+
+__all__ = ["lr_factor"]
+
+
+def lr_factor(schedule: ScheduleSection, step: int, progress: float) -> float:
+    """The factor on the peak rate for the step after ``step`` done ones, ``progress`` in [0, 1] through the budget."""
+    warmup = min(1.0, (step + 1) / schedule.warmup_steps) if schedule.warmup_steps else 1.0
+    if schedule.decay == "constant":
+        return warmup
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return warmup * (schedule.final + (1 - schedule.final) * cosine)
