@@ -6,7 +6,6 @@ inside the commands, so that ``--help`` is quick.
 """
 
 import errno
-import inspect
 import os
 import sys
 import traceback
@@ -17,8 +16,10 @@ import typer
 
 from genflow import __version__
 from genflow.cli.compare import compare
+from genflow.cli.distill import app as distill
 from genflow.cli.evaluate import evaluate
 from genflow.cli.generate import generate
+from genflow.cli.help import help_text
 from genflow.cli.info import info
 from genflow.cli.train import train
 from genflow.errors import InputError, NonFiniteError
@@ -33,14 +34,9 @@ app = typer.Typer(
 )
 
 
-def _help(text: str) -> str:
-    """A docstring with each paragraph on one line, for rich to wrap; what follows \\b keeps its lines."""
-    paragraphs = inspect.cleandoc(text).split("\n\n")
-    return "\n\n".join(part if "\b" in part else " ".join(part.split()) for part in paragraphs)
-
-
 for _command in (generate, compare, evaluate, train, info):
-    app.command(help=_help(_command.__doc__ or ""))(_command)
+    app.command(help=help_text(_command.__doc__))(_command)
+app.add_typer(distill, name="distill")
 
 
 def _print_version(wanted: bool) -> None:

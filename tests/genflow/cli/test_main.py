@@ -11,7 +11,7 @@ import genflow
 from genflow.cli import main
 from genflow.errors import InputError, NonFiniteError
 
-COMMANDS = ("generate", "compare", "evaluate", "train", "info")
+COMMANDS = ("generate", "compare", "evaluate", "train", "distill", "info")
 
 
 def command(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
