@@ -154,7 +154,7 @@ def main(
     rows = []
     for name, model, euler in cases:
         key = (euler, marks[name], count)
-        row = next((row for row in kept if _key(row) == key), None)
+        row = next((row for row in rows + kept if _key(row) == key), None)
         if row is None:
             row = measure(model, count, euler=euler, device=device)
         rows.append({**row, "name": name})
