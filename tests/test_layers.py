@@ -21,7 +21,8 @@ FLOORS = [
     ["sampling"],
     ["bridges", "likelihood", "pipelines", "trajectory"],
     ["training"],
-    ["distillation", "evaluate"],
+    ["distillation"],
+    ["evaluate"],
     ["cli"],
     ["__main__"],
 ]

@@ -3,6 +3,22 @@
 from genflow.lazy import lazy_exports
 
 _HOMES = {
+    "DIVERGENCES": "divergences",
+    "Divergence": "divergences",
+    "UserDivergence": "divergences",
+    "create_divergence": "divergences",
+    "DensityRatio": "density_ratio",
+    "Discriminator": "discriminator",
+    "FeatureTap": "features",
+    "FeatureTeacher": "features",
+    "approximate_r1": "f_distill_losses",
+    "discriminator_loss": "f_distill_losses",
+    "exact_weight": "f_distill_losses",
+    "fake_score_loss": "f_distill_losses",
+    "fake_score_objective": "f_distill_losses",
+    "generator_loss": "f_distill_losses",
+    "perturb_for_r1": "f_distill_losses",
+    "student_loss": "f_distill_losses",
     "Pairs": "pairs",
     "load_pairs": "pairs",
     "make_pairs": "pairs",
