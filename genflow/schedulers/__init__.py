@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from genflow.schedulers.ghvb import GHVBScheduler
     from genflow.schedulers.hb import HBScheduler
     from genflow.schedulers.interpolant import InterpolantFamily
+    from genflow.schedulers.one_step import OneStepScheduler
     from genflow.schedulers.pfgmpp import PFGMPlusPlusScheduler
     from genflow.schedulers.reading import family_from_config
     from genflow.schedulers.rectified_flow import RectifiedFlowScheduler
@@ -30,6 +31,7 @@ __all__ = [
     "GHVBScheduler",
     "HBScheduler",
     "InterpolantFamily",
+    "OneStepScheduler",
     "PFGMPlusPlusScheduler",
     "PathScheduler",
     "PathSchedulerOutput",
@@ -49,6 +51,7 @@ _HOMES = {
     "GHVBScheduler": "ghvb",
     "HBScheduler": "hb",
     "InterpolantFamily": "interpolant",
+    "OneStepScheduler": "one_step",
     "PFGMPlusPlusScheduler": "pfgmpp",
     "PathScheduler": "base",
     "PathSchedulerOutput": "base",
@@ -74,6 +77,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sde-euler": ("StochasticInterpolantScheduler", {"solver": "sde-euler"}),
     "overshooting": ("RectifiedFlowScheduler", {"solver": "overshooting"}),
     "refresh": ("RectifiedFlowScheduler", {"solver": "refresh"}),
+    "one-step": ("OneStepScheduler", {}),
 }
 """Short names: the class (in this package) and the options that the name stands for."""
 

@@ -53,6 +53,8 @@ def test_every_family_is_refused_by_none_but_those_that_say_so():
 
 def test_arrives_where_the_ode_does(combo, lab):
     """Gaussian data, exact network, 40 steps: the closed form, or in law where the solver draws noise."""
+    if combo.name == "one-step":
+        pytest.skip("samples a student; on a network of means it gives means, see test_one_step.py")
     for options in SPACINGS[combo.family]:
         scheduler = combo.make(**options)
         mu = {"mu": 1.1} if options.get("use_dynamic_shifting") else {}
