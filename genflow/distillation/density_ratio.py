@@ -91,9 +91,8 @@ class DensityRatio(nn.Module):
         ``logits`` and ``noise_level`` are (B,); every process must call this at the same time.
         """
         if logits.ndim != 1 or noise_level.shape != logits.shape:
-            raise InputError(
-                f"logits: shape {tuple(logits.shape)} with noise levels of {tuple(noise_level.shape)}; allowed: both (B,)"
-            )
+            found = f"{tuple(logits.shape)} with noise levels of {tuple(noise_level.shape)}"
+            raise InputError(f"logits: shape {found}; allowed: both (B,)")
         logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
         low, high = (math.log(bound) for bound in self.ratio_range)
         ratio = logits.clamp(low, high).exp()

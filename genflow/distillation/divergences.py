@@ -1,7 +1,7 @@
 """f-divergences between a teacher and a student, as f-distill weighs them (Xu, Nie, Vahdat 2025, arXiv 2502.15681).
 
-``D_f(p, q) = E_q[f(r)]`` with ``r = p / q``, p the teacher's density and q the student's. Moving the student's samples x
-changes q, and with it D_f by ``d/dx (f(r) - r f'(r)) = -r f''(r) dr/dx``; since ``dr/dx = r (s_p - s_q)``,
+``D_f(p, q) = E_q[f(r)]`` with ``r = p / q``, p the teacher's density and q the student's. Moving the student's samples
+x changes q, and with it D_f by ``d/dx (f(r) - r f'(r)) = -r f''(r) dr/dx``; since ``dr/dx = r (s_p - s_q)``,
 
     grad D_f = -E_q[h(r) (s_p - s_q) dx/dtheta],   h(r) = f''(r) r^2.
 

@@ -145,9 +145,9 @@ class FeatureTeacher:
         FeatureTap(model.network, self.names)  # a name that is wrong fails here
         self.guidance = None if guidance is None or guidance.neutral else guidance
         self.unconditional = dict(unconditional or {})
-        if self.guidance is not None and not isinstance(guidance, AutoGuidance) and not self.unconditional:
-            if model.null_label is None:
-                raise InputError("guidance: the teacher has no null label; allowed: with `unconditional`, or None")
+        towards = isinstance(guidance, AutoGuidance) or self.unconditional or model.null_label is not None
+        if self.guidance is not None and not towards:
+            raise InputError("guidance: the teacher has no null label; allowed: with `unconditional`, or None")
 
     def __call__(self, x: Tensor, t: Tensor, **conditioning: Any) -> tuple[Prediction, list[Tensor]]:
         """The (guided) prediction at states ``x`` (B, ...) and times ``t`` (B,), and the features with their graph."""
