@@ -1,0 +1,17 @@
+"""Optimal transport between two sets of weighted points; this package needs torch and scipy alone."""
+
+from genflow.lazy import lazy_exports
+
+_HOMES = {
+    "EntropicPlan": "problem",
+    "UnconvergedWarning": "problem",
+    "exact_assignment": "exact",
+    "pairwise_cost": "exact",
+    "sinkhorn": "sweeps",
+    "sinkhorn_newton": "newton",
+    "wasserstein": "exact",
+}
+
+__all__ = sorted(_HOMES)
+
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)
