@@ -15,12 +15,26 @@ from genflow.training.batches import BatchStream, mixed_seed
 from genflow.training.dynamics import TrainingDynamics
 from genflow.training.networks import create_network
 from genflow.training.objectives import create_objective
-from genflow.training.recipe import Recipe
+from genflow.training.perceptual import create_lpips
+from genflow.training.recipe import ObjectiveSection, Recipe
 from genflow.training.task import Task
 
-__all__ = ["ImageBatch", "ImageTask"]
+__all__ = ["ImageBatch", "ImageTask", "objective_options"]
 
 _DYNAMICS_STREAM = 7  # keeps the images and draws of measurements apart from those of training
+
+
+def objective_options(section: ObjectiveSection, channels: int) -> dict[str, Any]:
+    """What ``section`` says to :func:`create_objective`, for images of so many channels."""
+    perceptual = create_lpips(channels) if section.error == "lpips-huber" else None
+    return {
+        "times": section.times,
+        "mean": section.times_mean,
+        "std": section.times_std,
+        "shape": section.times_shape,
+        "error": section.error,
+        "perceptual": perceptual,
+    }
 
 
 class ImageBatch(NamedTuple):
@@ -41,10 +55,8 @@ class ImageTask(Task):
         self.family = finish.training_family(recipe)
         self.path = self.family.path
         self._edm = {"sigma_data": self.family.config["sigma_data"]} if self.family.name == "edm" else {}
-        section = recipe.objective
-        self.objective = create_objective(
-            section.type, self.path, section.times, section.times_mean, section.times_std, **self._edm
-        )
+        options = objective_options(recipe.objective, data.images.shape[1])
+        self.objective = create_objective(recipe.objective.type, self.path, **options, **self._edm)
 
     def create_network(self) -> nn.Module:
         *_, height, width = self.data.images.shape

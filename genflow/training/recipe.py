@@ -1,6 +1,7 @@
 """Recipes: everything that decides a training run, read from YAML and checked by name before any work starts."""
 
 import contextlib
+import copy
 import types
 import typing
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from genflow.errors import InputError, nearest
 from genflow.optim.registry import check_name
 
-__all__ = ["Recipe", "load_recipe"]
+__all__ = ["Recipe", "build_recipe", "load_recipe"]
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -53,9 +54,11 @@ class ObjectiveSection(_Section):
     """What the network learns, and how training times are drawn; see :mod:`genflow.training.objectives`."""
 
     type: Literal["velocity", "epsilon", "sample", "v_prediction", "edm", "pfgm++"] = "velocity"
-    times: Literal["logit-normal", "uniform", "log-normal"] = "logit-normal"
+    times: Literal["logit-normal", "uniform", "log-normal", "u-shaped"] = "logit-normal"
     times_mean: float = 0.0
     times_std: Positive = 1.0
+    times_shape: Positive = 4.0
+    error: Literal["l2", "pseudo-huber", "lpips-huber"] = "l2"
     label_dropout: Fraction = 0.1
 
 
@@ -164,12 +167,22 @@ class Recipe(_Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def load_recipe(recipe: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
+R = typing.TypeVar("R", bound=Recipe)
+
+
+def load_recipe(
+    recipe: str | Path,
+    overrides: typing.Sequence[str] = (),
+    kind: type[R] = Recipe,
+    defaults: dict[str, Any] | None = None,
+) -> R:
     """Read a recipe and check it.
 
     Args:
         recipe: the name of a shipped one (``assets/recipes/NAME.yaml``), or a YAML file.
         overrides: ``"optimizer.lr=3e-4"`` and the like; the values are YAML.
+        kind: the class that the recipe is one of.
+        defaults: values that stand where the recipe says nothing, section by section.
 
     Raises:
         InputError: no such recipe, broken YAML, an unknown key (with the nearest known one), a value out of range.
@@ -186,13 +199,34 @@ def load_recipe(recipe: str | Path, overrides: typing.Sequence[str] = ()) -> Rec
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"recipe: {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise InputError(f"recipe: {path} holds no keys; allowed: {', '.join(Recipe.model_fields)}")
+        raise InputError(f"recipe: {path} holds no keys; allowed: {', '.join(kind.model_fields)}")
+    return build_recipe(values, overrides, kind, defaults, path.name)
+
+
+def build_recipe(
+    values: dict[str, Any],
+    overrides: typing.Sequence[str] = (),
+    kind: type[R] = Recipe,
+    defaults: dict[str, Any] | None = None,
+    name: str = "recipe",
+) -> R:
+    """A checked recipe from the values that a file ``name`` would hold; else as :func:`load_recipe`."""
+    values = _merged(defaults or {}, values)
     for override in overrides:
         _apply(values, override)
     try:
-        return Recipe.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise InputError(_describe(error, path)) from error
+        raise InputError(_describe(error, name, kind)) from error
+
+
+def _merged(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` over ``defaults``, dictionary by dictionary; a copy."""
+    merged = copy.deepcopy(defaults)
+    for key, value in values.items():
+        inner = merged.get(key)
+        merged[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -215,9 +249,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
-def _keys_at(location: tuple[Any, ...]) -> list[str]:
-    """The known keys of the section that ``location`` leads to."""
-    model: Any = Recipe
+def _keys_at(location: tuple[Any, ...], kind: type[Recipe]) -> list[str]:
+    """The known keys of the section that ``location`` leads to in a ``kind``."""
+    model: Any = kind
     for part in location:
         field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
         if field is None:
@@ -228,14 +262,14 @@ def _keys_at(location: tuple[Any, ...]) -> list[str]:
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 
-def _describe(error: ValidationError, path: Path) -> str:
+def _describe(error: ValidationError, name: str, kind: type[Recipe]) -> str:
     """The first complaint, as one line: the key, what came, what is allowed."""
     first = error.errors()[0]
     location = first["loc"]
     key = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
-        known = _keys_at(location[:-1])
-        return f"{path.name}: unknown key {key!r}{nearest(str(location[-1]), known)}; known here: {', '.join(known)}"
+        known = _keys_at(location[:-1], kind)
+        return f"{name}: unknown key {key!r}{nearest(str(location[-1]), known)}; known here: {', '.join(known)}"
     if first["type"] == "missing":
-        return f"{path.name}: {key!r} is missing"
-    return f"{path.name}: {key}: got {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}"
+        return f"{name}: {key!r} is missing"
+    return f"{name}: {key}: got {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}"

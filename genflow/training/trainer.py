@@ -130,7 +130,8 @@ class Trainer:
         checkpoint = latest_checkpoint(self.checkpoints)
         if checkpoint is None:
             return None
-        before, now = load_recipe(self.out / _RECIPE_FILE).model_dump(), self.recipe.model_dump()
+        kind = type(self.recipe)
+        before, now = load_recipe(self.out / _RECIPE_FILE, kind=kind).model_dump(), self.recipe.model_dump()
         for key in now:
             if key not in _FREE_SECTIONS and before[key] != now[key]:
                 raise InputError(
