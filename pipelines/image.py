@@ -30,7 +30,7 @@ from genflow.images import to_pil
 from genflow.models import LeanUNet2DModel, PathModel, from_diffusers
 from genflow.pipelines.loading import HUB_OPTIONS, import_components, locate, read_index, summary
 from genflow.sampling import FiniteCheck, randn
-from genflow.schedulers import Family, PathScheduler
+from genflow.schedulers import PathScheduler
 
 __all__ = ["ImagePipeline"]
 
@@ -134,6 +134,14 @@ class ImagePipeline(DiffusionPipeline):
         # UNet2DModel does not say whether its last embedding is the null class; one more than there are names is
         return len(names) if names and embeddings == len(names) + 1 else None
 
+    def path_model(self, network: torch.nn.Module | None = None) -> PathModel:
+        """The pipeline's network, or another that is called as it is, as a model on the scheduler's path."""
+        family = family_of(self.scheduler)
+        options = {"sigma_data": family.config["sigma_data"]} if family.name == "edm" else {}
+        options["num_train_timesteps"] = family.num_train_timesteps
+        network = self.unet if network is None else network
+        return from_diffusers(network, family.path, family.prediction_type, num_classes=self.null_label, **options)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -191,7 +199,7 @@ class ImagePipeline(DiffusionPipeline):
         steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
         check_number("num_inference_steps", steps, at_least=1, integer=True)
         family = family_of(self.scheduler)
-        model = self._model(family)
+        model = self.path_model()
         self._set_timesteps(num_inference_steps, steps, device, sigmas, timesteps, mu)
         # a flow scheduler of diffusers has no init_noise_sigma
         prior_std = getattr(self.scheduler, "init_noise_sigma", 1.0)
@@ -202,7 +210,7 @@ class ImagePipeline(DiffusionPipeline):
                 found = {parameter.device for parameter in rule.weak.parameters()}
                 if found - {device}:
                     raise InputError(f"weak: its parameters are on {found}; allowed: {device}, where the pipeline runs")
-                rule = AutoGuidance(self._model(family, rule.weak), rule.rule)
+                rule = AutoGuidance(self.path_model(rule.weak), rule.rule)
             model = GuidedModel(model, rule, self.null_label)
         conditioning = {} if labels is None else {"class_labels": labels}
 
@@ -309,12 +317,6 @@ class ImagePipeline(DiffusionPipeline):
                 raise InputError(f"guidance: needs {need}; allowed without: a guidance_scale of 1")
             return None
         return guidance
-
-    def _model(self, family: Family, network: torch.nn.Module | None = None) -> PathModel:
-        options = {"sigma_data": family.config["sigma_data"]} if family.name == "edm" else {}
-        options["num_train_timesteps"] = family.num_train_timesteps
-        network = self.unet if network is None else network
-        return from_diffusers(network, family.path, family.prediction_type, num_classes=self.null_label, **options)
 
     def _set_timesteps(
         self, given: int | None, steps: int, device: torch.device, sigmas: Any, timesteps: Any, mu: float | None

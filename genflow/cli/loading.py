@@ -10,13 +10,16 @@ from diffusers.utils import logging
 
 from genflow.errors import InputError, check_choice
 from genflow.files import check_safetensors
-from genflow.pipelines import ImagePipeline
+from genflow.pipelines import ImagePipeline, OneStepPipeline
 from genflow.pipelines.loading import read_index, summary
 
 __all__ = ["DTYPES", "choose_device", "choose_dtype", "load_pipeline", "quiet"]
 
-_IMAGE_PIPELINES = {"ImagePipeline", "DDPMPipeline", "DDIMPipeline", "DiTPipeline"}
-"""Saved pipelines that genflow's own runs, with any scheduler and any guidance: all without or by classes."""
+_IMAGE_PIPELINES: dict[str, type[ImagePipeline]] = {
+    **dict.fromkeys(("ImagePipeline", "DDPMPipeline", "DDIMPipeline", "DiTPipeline"), ImagePipeline),
+    "OneStepPipeline": OneStepPipeline,
+}
+"""Saved pipelines that one of genflow's own runs, with any scheduler: all without or by classes."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -72,7 +75,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype, device: torch.device) -> Any
     name = read_index(folder).get("_class_name")
     for weights in sorted(folder.glob("**/*.safetensors")):
         check_safetensors(weights)
-    kind = ImagePipeline if (name[-1] if isinstance(name, list) else name) in _IMAGE_PIPELINES else DiffusionPipeline
+    kind = _IMAGE_PIPELINES.get(name[-1] if isinstance(name, list) else name, DiffusionPipeline)
     try:
         pipeline = kind.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
     except InputError:

@@ -1,5 +1,6 @@
 """Sampling of a distilled student: its answer at a level is an image, and between levels all noise is drawn anew."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -60,6 +61,6 @@ class OneStepScheduler(PathScheduler, SchedulerMixin):
 
 def _levels(values: Sequence[float]) -> list[float]:
     values = [float(check_number("student_times", value, above=0, at_most=1)) for value in values]
-    if not values or any(a <= b for a, b in zip(values, values[1:], strict=False)):
+    if not values or any(a <= b for a, b in itertools.pairwise(values)):
         raise InputError(f"student_times: {values}; allowed: falling times in (0, 1], one at least")
     return values
