@@ -29,6 +29,7 @@ def sample_interpolant(
     relative: bool = False,
     method: str = "heun",
     generators: Sequence[torch.Generator] | None = None,
+    callback: Callable[[int, float, Tensor], None] | None = None,
     **conditioning: Any,
 ) -> Tensor:
     """Carry states ``x`` ``(B, ...)`` from ``times[0]`` to ``times[-1]``.
@@ -47,6 +48,8 @@ def sample_interpolant(
         relative: count epsilon in units of gamma(t), which keeps ``epsilon s`` finite at the ends.
         method: ``heun`` (default; weak order 2) or ``euler`` (order 1).
         generators: one for each sample, for the noise; None draws from torch's own generator.
+        callback: called after every step as ``callback(step, t, x)``: steps count from 0, ``x`` is the state now
+            reached at time ``t``.
         **conditioning: handed to the networks.
 
     Returns:
@@ -88,6 +91,8 @@ def sample_interpolant(
         ahead = base + step * first
         x = ahead if method == "euler" else base + (step / 2) * (first + drift(ahead, n + 1))
         check.look(x)
+        if callback is not None:
+            callback(n, float(times[n + 1]), x)
     check.verdict()
     return x
 

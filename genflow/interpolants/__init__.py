@@ -20,8 +20,8 @@ from genflow.interpolants.kinds import (
     OneSidedInterpolant,
     TrigonometricInterpolant,
 )
-from genflow.interpolants.model import InterpolantModel
-from genflow.interpolants.objectives import INTERPOLANT_OBJECTIVES, InterpolantObjective
+from genflow.interpolants.model import InterpolantModel, JointModel
+from genflow.interpolants.objectives import INTERPOLANT_OBJECTIVES, InterpolantObjective, JointObjective
 
 __all__ = [
     "GAMMAS",
@@ -32,6 +32,8 @@ __all__ = [
     "Gamma",
     "InterpolantModel",
     "InterpolantObjective",
+    "JointModel",
+    "JointObjective",
     "LinearInterpolant",
     "MirrorInterpolant",
     "OneSidedInterpolant",

@@ -1,6 +1,6 @@
 """What the networks of an interpolant learn: quadratic objectives whose minimisers are the conditional means."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from genflow.errors import InputError, check_choice, check_number
 from genflow.interpolants.base import StochasticInterpolant, check_finite
 from genflow.paths import expand_like
 
-__all__ = ["INTERPOLANT_OBJECTIVES", "InterpolantObjective"]
+__all__ = ["INTERPOLANT_OBJECTIVES", "InterpolantObjective", "JointObjective"]
 
 INTERPOLANT_OBJECTIVES = ("velocity", "flow", "denoiser", "score")
 """b, v, eta and s of the table in :mod:`genflow.interpolants.base`."""
@@ -70,22 +70,74 @@ class InterpolantObjective:
         Raises:
             InputError: shapes that do not fit, or a time at which the target is infinite.
         """
-        interpolant, gamma = self.interpolant, self.interpolant.gamma
-        steady = interpolant.mean_dot(x0, x1, t) if self.kind in ("velocity", "flow") else None
+        joint = JointObjective(self.interpolant, (self.kind,), self.antithetic, self.margin)
+        return joint.loss(lambda x, t, **given: {self.kind: network(x, t, **given)}, x0, x1, z, t, **conditioning)
+
+    def target(self, x0: Tensor, x1: Tensor | None, t: float | Tensor) -> tuple[Tensor | None, float | Tensor]:
+        """``(p, q)`` of the target ``p + q z``; p is None for 0, and q a number or ``(B,)``.
+
+        Raises InputError for a time at which q is infinite.
+        """
+        steady = self.interpolant.mean_dot(x0, x1, t) if self.kind in ("velocity", "flow") else None
         if self.kind == "velocity":
-            factor = check_finite(gamma.dot(t), "gamma'", t)
-        elif self.kind == "score":
-            factor = check_finite(-interpolant.inverse_gamma(t), "1 / gamma", t)
-        else:
-            factor = 1.0 if self.kind == "denoiser" else 0.0
+            return steady, check_finite(self.interpolant.gamma.dot(t), "gamma'", t)
+        if self.kind == "score":
+            return steady, check_finite(-self.interpolant.inverse_gamma(t), "1 / gamma", t)
+        return steady, 1.0 if self.kind == "denoiser" else 0.0
+
+
+@dataclass(frozen=True)
+class JointObjective:
+    """The sum of the objectives of several kinds, for one network that learns all of them at once.
+
+    Attributes:
+        interpolant, antithetic, margin: as in :class:`InterpolantObjective`.
+        kinds: what is learnt, such as ``("velocity", "denoiser")``, the two that an SDE needs.
+    """
+
+    interpolant: StochasticInterpolant
+    kinds: tuple[str, ...]
+    antithetic: bool = True
+    margin: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not self.kinds:
+            raise InputError(f"kinds: none; allowed: at least one of {', '.join(INTERPOLANT_OBJECTIVES)}")
+        self._parts()
+
+    def _parts(self) -> list[InterpolantObjective]:
+        return [InterpolantObjective(self.interpolant, kind, self.antithetic, self.margin) for kind in self.kinds]
+
+    def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
+        """See :meth:`InterpolantObjective.draw_times`."""
+        return self._parts()[0].draw_times(count, generator)
+
+    def loss(
+        self,
+        network: Callable[..., Mapping[str, Tensor]],
+        x0: Tensor,
+        x1: Tensor | None,
+        z: Tensor,
+        t: float | Tensor,
+        **conditioning: Any,
+    ) -> Tensor:
+        """The objective for each sample, the sum over kinds of the mean over coordinates: ``(B,)``, float32 at least.
+
+        ``network(x, t, **conditioning)`` gives a tensor in ``x``'s shape for each kind; the other arguments, and what
+        is raised, are as in :meth:`InterpolantObjective.loss`.
+        """
+        targets = {part.kind: part.target(x0, x1, t) for part in self._parts()}
         total = None
         for sign in (1.0, -1.0) if self.antithetic else (1.0,):
             signed = sign * z
-            x = interpolant.interpolate(x0, x1, signed, t)
-            value = network(x, t, **conditioning).to(x.dtype)
-            target = expand_like(factor, x) * signed.to(x.dtype)
-            if steady is not None:
-                target = target + steady
-            term = (value * (value / 2 - target)).flatten(1).mean(1)
-            total = term if total is None else (total + term) / 2
+            x = self.interpolant.interpolate(x0, x1, signed, t)
+            values = network(x, t, **conditioning)
+            loss = 0.0
+            for kind, (steady, factor) in targets.items():
+                value = values[kind].to(x.dtype)
+                target = expand_like(factor, x) * signed.to(x.dtype)
+                if steady is not None:
+                    target = target + steady
+                loss = loss + (value * (value / 2 - target)).flatten(1).mean(1)
+            total = loss if total is None else (total + loss) / 2
         return total

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from genflow.models.adapters import EDMNetworkModel, FunctionModel, NetworkModel, from_diffusers, from_function, on_path
 from genflow.models.base import PathModel, ScoreModel, VelocityModel, as_score_model, as_velocity_model
+from genflow.models.heads import NetworkHeads
 from genflow.models.preconditioning import EDMPreconditioning
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ __all__ = [
     "EDMPreconditioning",
     "FunctionModel",
     "LeanUNet2DModel",
+    "NetworkHeads",
     "NetworkModel",
     "PathModel",
     "ScoreModel",

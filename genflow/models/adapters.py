@@ -12,7 +12,15 @@ from genflow.models.preconditioning import EDMPreconditioning
 from genflow.paths import EDMPath, LinearPath, Path, VPTablePath, expand_like, working_dtype
 from genflow.prediction import KINDS, PREDICTION_TYPES, Prediction
 
-__all__ = ["EDMNetworkModel", "FunctionModel", "NetworkModel", "from_diffusers", "from_function", "on_path"]
+__all__ = [
+    "EDMNetworkModel",
+    "FunctionModel",
+    "NetworkModel",
+    "call_network",
+    "from_diffusers",
+    "from_function",
+    "on_path",
+]
 
 
 class FunctionModel(PathModel):
@@ -57,6 +65,16 @@ def _class_count(network: nn.Module) -> int | None:
         if count is not None:
             return int(count)
     return None
+
+
+def call_network(network: nn.Module, x: Tensor, timestep: float | Tensor, **conditioning: Any) -> Tensor:
+    """What a diffusers network says of ``x`` ``(B, ...)`` at ``timestep``, a number or ``(B,)``, in its own dtype."""
+    if isinstance(timestep, Tensor):
+        timestep = timestep.to(device=x.device, dtype=torch.float32).expand(x.shape[0])
+    else:
+        timestep = torch.full((x.shape[0],), timestep, dtype=torch.float32, device=x.device)
+    output = network(x.to(_network_dtype(network) or x.dtype), timestep, **conditioning)
+    return output.sample if hasattr(output, "sample") else output[0] if isinstance(output, tuple) else output
 
 
 class NetworkModel(PathModel):
@@ -105,16 +123,10 @@ class NetworkModel(PathModel):
         return labels.to(device=device, dtype=torch.int64)
 
     def _call(self, x: Tensor, timestep: float | Tensor, class_labels: Any = None, **conditioning: Any) -> Tensor:
-        batch = x.shape[0]
-        if isinstance(timestep, Tensor):
-            timestep = timestep.to(device=x.device, dtype=torch.float32).expand(batch)
-        else:
-            timestep = torch.full((batch,), timestep, dtype=torch.float32, device=x.device)
-        labels = self._labels(class_labels, batch, x.device)
+        labels = self._labels(class_labels, x.shape[0], x.device)
         if labels is not None:
             conditioning["class_labels"] = labels
-        output = self.network(x.to(_network_dtype(self.network) or x.dtype), timestep, **conditioning)
-        output = output.sample if hasattr(output, "sample") else output[0] if isinstance(output, tuple) else output
+        output = call_network(self.network, x, timestep, **conditioning)
         if output.ndim == x.ndim and output.shape[1] == 2 * x.shape[1]:
             output = output[:, : x.shape[1]]  # the other half is a learned variance (DiT, improved DDPM)
         return output.to(working_dtype(output, x))
