@@ -6,14 +6,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim import Optimizer
 
 from genflow.errors import InputError
 from genflow.files import atomic_folder
 
-__all__ = ["flatten_optimizer", "latest_checkpoint", "load_checkpoint", "restore_optimizer", "save_checkpoint"]
+__all__ = [
+    "flatten_optimizer",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "load_optimizer",
+    "restore_optimizer",
+    "save_checkpoint",
+]
 
 _NAME = re.compile(r"step-(\d+)")
 _STATE = "state.json"
@@ -40,6 +49,15 @@ def restore_optimizer(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[
         state.setdefault(int(index), {})[key] = value
     groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in rest["param_groups"]]
     return {"state": state, "param_groups": groups}
+
+
+def load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
+    """Put back into ``optimizer`` what :func:`flatten_optimizer` made of its state."""
+    optimizer.load_state_dict(restore_optimizer(tensors, rest))
+    for parameter, entries in optimizer.state.items():
+        for key, value in entries.items():
+            if value.shape == parameter.shape:  # torch's fused kernels want the parameter's memory format
+                entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def save_checkpoint(

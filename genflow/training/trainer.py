@@ -1,10 +1,8 @@
 """The training loop, on accelerate: resumable to the bit, stopped cleanly, never half-written."""
 
-import contextlib
 import math
-import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +10,24 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from genflow.errors import InputError, NonFiniteError
-from genflow.files import write_text
 from genflow.precision import resolve
 from genflow.processes import process_state
+from genflow.training.averaging import averaged, create_ema, ema_tensors, load_ema
 from genflow.training.batches import mixed_seed
 from genflow.training.checkpoints import (
     flatten_optimizer,
     latest_checkpoint,
     load_checkpoint,
-    restore_optimizer,
+    load_optimizer,
     save_checkpoint,
 )
 from genflow.training.dynamics import TrainingDynamics
 from genflow.training.optimizers import create_optimizer
-from genflow.training.recipe import load_recipe
 from genflow.training.records import MetricsLog, plot_loss
+from genflow.training.resuming import CHECKPOINTS, keep_recipe, previous_checkpoint
 from genflow.training.schedule import lr_factor
 from genflow.training.stopping import StopRequest
 from genflow.training.task import Task
@@ -38,7 +35,6 @@ from genflow.training.task import Task
 __all__ = ["Trainer"]
 
 _TENSOR_GROUPS = ("network", "ema", "optimizer")
-_RECIPE_FILE = "recipe.yaml"
 # what may differ between an interrupted run and the one that goes on with it
 _FREE_SECTIONS = ("log", "sampling", "dynamics")
 
@@ -57,7 +53,7 @@ class Trainer:
     ) -> None:
         recipe = task.recipe
         self.task, self.recipe, self.out, self.progress = task, recipe, out, progress
-        self.checkpoints = out / "checkpoints"
+        self.checkpoints = out / CHECKPOINTS
         set_seed(recipe.seed)
         network = task.create_network()
         optimizer = create_optimizer(
@@ -68,7 +64,7 @@ class Trainer:
             recipe.optimizer.options,
             recipe.optimizer.overrides,
         )
-        checkpoint = self._previous(restart)
+        checkpoint = previous_checkpoint(out, recipe, _FREE_SECTIONS, restart)
         loaded = load_checkpoint(checkpoint, _TENSOR_GROUPS) if checkpoint else None
         device = process_state().device.type
         # a resumed run keeps its format: bit-identical weights need one
@@ -95,14 +91,7 @@ class Trainer:
         if self.accelerator.scaler is not None and hasattr(optimizer, "loss_scale"):
             optimizer.loss_scale = self.accelerator.scaler.get_scale  # MKOR's hooks see scaled gradients
         self.bare_network = self.accelerator.unwrap_model(self.network)
-        self.ema = EMAModel(
-            self.bare_network.parameters(),
-            decay=recipe.ema.decay,
-            use_ema_warmup=True,
-            inv_gamma=1.0,
-            power=recipe.ema.power,
-            foreach=True,
-        )
+        self.ema = create_ema(self.bare_network, recipe.ema)
         slots = recipe.accumulate * processes
         task.bind(self.bare_network, self.network, self.accelerator.device, recipe.batch_size // slots, slots)
         self.step, self.cpu_seconds, self.seconds = 0, 0.0, 0.0
@@ -110,8 +99,7 @@ class Trainer:
             self._restore(*loaded)
         self.log: MetricsLog | None = None
         if self.accelerator.is_main_process:
-            out.mkdir(parents=True, exist_ok=True)
-            write_text(out / _RECIPE_FILE, recipe.to_yaml())
+            keep_recipe(out, recipe)
             self.log = MetricsLog(out / "metrics.jsonl", self.step)
         self.dynamics: TrainingDynamics | None = None
         if recipe.dynamics.enabled and self.log is not None:
@@ -122,36 +110,17 @@ class Trainer:
 
     # state on disk
 
-    def _previous(self, restart: bool) -> Path | None:
-        """The checkpoint to go on from, after seeing that it belongs to this recipe."""
-        if restart:
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
-            return None
-        checkpoint = latest_checkpoint(self.checkpoints)
-        if checkpoint is None:
-            return None
-        kind = type(self.recipe)
-        before, now = load_recipe(self.out / _RECIPE_FILE, kind=kind).model_dump(), self.recipe.model_dump()
-        for key in now:
-            if key not in _FREE_SECTIONS and before[key] != now[key]:
-                raise InputError(
-                    f"out: {self.out} holds an interrupted run with another {key!r} ({before[key]}); "
-                    "allowed: the same recipe, another folder, or --restart"
-                )
-        return checkpoint
-
     def _save(self) -> None:
         if not self.accelerator.is_main_process:
             return
         optimizer_tensors, optimizer_rest = flatten_optimizer(self.optimizer.state_dict())
-        names = [name for name, _ in self.bare_network.named_parameters()]
         scaler = self.accelerator.scaler
         save_checkpoint(
             self.checkpoints,
             self.step,
             {
                 "network": self.bare_network.state_dict(),
-                "ema": dict(zip(names, self.ema.shadow_params, strict=True)),
+                "ema": ema_tensors(self.bare_network, self.ema),
                 "optimizer": optimizer_tensors,
             },
             {
@@ -168,14 +137,8 @@ class Trainer:
 
     def _restore(self, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
         self.bare_network.load_state_dict(tensors["network"])
-        self.optimizer.load_state_dict(restore_optimizer(tensors["optimizer"], state["optimizer"]))
-        for parameter, entries in self.optimizer.state.items():
-            for key, value in entries.items():
-                if value.shape == parameter.shape:  # torch's fused kernels want the parameter's memory format
-                    entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        for (name, _), shadow in zip(self.bare_network.named_parameters(), self.ema.shadow_params, strict=True):
-            shadow.copy_(tensors["ema"][name])
-        self.ema.optimization_step = state["ema_steps"]
+        load_optimizer(self.optimizer, tensors["optimizer"], state["optimizer"])
+        load_ema(self.bare_network, self.ema, tensors["ema"], state["ema_steps"])
         if state["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
@@ -306,28 +269,15 @@ class Trainer:
         self.accelerator.end_training()
         return folder
 
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[torch.nn.Module]:
-        """The bare network with the averaged weights in it, in eval mode; undone on exit."""
-        parameters = list(self.bare_network.parameters())
-        self.ema.store(parameters)
-        self.ema.copy_to(parameters)
-        self.network.eval()
-        try:
-            yield self.bare_network
-        finally:
-            self.ema.restore(parameters)
-            self.network.train()
-
     def _sample(self) -> None:
         if self.accelerator.is_main_process:
-            with self._averaged() as network, torch.no_grad():
+            with averaged(self.bare_network, self.ema) as network, torch.no_grad():
                 self.task.sample_grid(network, self.out / "samples" / f"step-{self.step:08d}.png")
 
     def _finish(self) -> Path:
         target = self.out / "pipeline"
         if self.accelerator.is_main_process:
-            with self._averaged() as network:
+            with averaged(self.bare_network, self.ema) as network:
                 self.task.save_pipeline(network, target)
         self.accelerator.wait_for_everyone()
         return target
