@@ -80,20 +80,19 @@ def build_pipeline(network: nn.Module, recipe: Recipe, data: ImageData) -> "Imag
     )
 
 
-def sample_grid(network: nn.Module, recipe: Recipe, data: ImageData, path: Path) -> None:
+def sample_grid(pipeline: "ImagePipeline", path: Path) -> None:
     """A sheet of samples, one class a column, from seeds that never change, so that sheets compare."""
-    columns = min(data.num_classes, 16) if data.num_classes else _GRID_ROWS
+    classes = pipeline.num_classes
+    columns = min(classes, 16) if classes else _GRID_ROWS
     count = _GRID_ROWS * columns
-    pipeline = build_pipeline(network, recipe, data)
     pipeline.set_progress_bar_config(disable=True)
-    labels = [index % columns for index in range(count)] if data.num_classes else None
+    labels = [index % columns for index in range(count)] if classes else None
     generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
     images = pipeline(class_labels=labels, batch_size=count, generator=generators, output_type="pt").images
     save_grid(to_pil(images * 2 - 1), path, columns)
 
 
-def save_pipeline(network: nn.Module, recipe: Recipe, data: ImageData, folder: Path) -> None:
+def save_pipeline(pipeline: "ImagePipeline", folder: Path) -> None:
     """Write the pipeline to ``folder``, whole or not at all."""
-    pipeline = build_pipeline(network, recipe, data)
     with atomic_folder(folder) as temporary:
         pipeline.save_pretrained(temporary, safe_serialization=True)

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from genflow.data import ImageData
 from genflow.models import from_diffusers
 from genflow.training import finish
-from genflow.training.batches import BatchStream, mixed_seed
-from genflow.training.dynamics import TrainingDynamics
+from genflow.training.batches import BatchStream
+from genflow.training.dynamics import TrainingDynamics, fixed_batches
 from genflow.training.networks import create_network
 from genflow.training.objectives import create_objective
 from genflow.training.perceptual import create_lpips
@@ -20,8 +20,6 @@ from genflow.training.recipe import ObjectiveSection, Recipe
 from genflow.training.task import Task
 
 __all__ = ["ImageBatch", "ImageTask", "objective_options"]
-
-_DYNAMICS_STREAM = 7  # keeps the images and draws of measurements apart from those of training
 
 
 def objective_options(section: ObjectiveSection, channels: int) -> dict[str, Any]:
@@ -98,21 +96,13 @@ class ImageTask(Task):
         return self._loss(self.model, self.draw(self.batches, step, slot))
 
     def sample_grid(self, network: nn.Module, path: Path) -> None:
-        finish.sample_grid(network, self.recipe, self.data, path)
+        finish.sample_grid(finish.build_pipeline(network, self.recipe, self.data), path)
 
     def save_pipeline(self, network: nn.Module, folder: Path) -> None:
-        finish.save_pipeline(network, self.recipe, self.data, folder)
+        finish.save_pipeline(finish.build_pipeline(network, self.recipe, self.data), folder)
 
     def dynamics(self, network: nn.Module, optimizer: Optimizer, out: Path, resume_at: int) -> TrainingDynamics:
-        section = self.recipe.dynamics
-        size = min(section.micro_batch, section.images)
-        count = -(-section.images // size)
-        stream = self.stream(mixed_seed(self.recipe.seed, _DYNAMICS_STREAM) % 2**31, size, count)
-        batches = []
-        for slot in range(count):
-            keep = min(size, section.images - slot * size)
-            batch = self.draw(stream, 0, slot)
-            batches.append(ImageBatch(*(None if part is None else part[:keep] for part in batch)))
+        batches = fixed_batches(self.recipe, self.stream, self.draw)
         model = copy.copy(self.model)
         model.network = network  # without accelerate's wrapper
         return TrainingDynamics(

@@ -8,13 +8,19 @@ from torch import nn
 
 from genflow.errors import InputError, check_choice, check_keys
 
-__all__ = ["NETWORKS", "create_network"]
+__all__ = ["NETWORKS", "create_network", "for_training"]
 
 NETWORKS = ("lean-unet", "unet2d", "dit")
 
 
 def create_network(
-    name: str, *, size: tuple[int, int], channels: int, num_classes: int | None, options: dict[str, Any]
+    name: str,
+    *,
+    size: tuple[int, int],
+    channels: int,
+    num_classes: int | None,
+    options: dict[str, Any],
+    out_channels: int | None = None,
 ) -> nn.Module:
     """Build a network for images of ``size`` (height, width) pixels with ``channels`` channels.
 
@@ -24,20 +30,24 @@ def create_network(
         name: ``lean-unet`` (:class:`genflow.models.LeanUNet2DModel`), ``unet2d`` (diffusers' UNet2DModel) or ``dit``
             (diffusers' DiTTransformer2DModel, class-conditional only).
         options: further arguments of the class's constructor.
+        out_channels: of the output; as many as ``channels`` by default.
 
     Raises:
         InputError: an unknown name or option, sides that differ where the class wants a square, no classes for DiT.
     """
     check_choice("network.type", name, NETWORKS)
     fixed: dict[str, Any] = {"sample_size": size[0] if size[0] == size[1] else size, "in_channels": channels}
+    out = channels if out_channels is None else out_channels
     if name == "lean-unet":
         from genflow.models.unet import LeanUNet2DModel as Network
 
         fixed["num_classes"] = num_classes
+        if out_channels is not None:
+            fixed["out_channels"] = out
     elif name == "unet2d":
         from diffusers import UNet2DModel as Network
 
-        fixed |= {"out_channels": channels, "num_class_embeds": None if num_classes is None else num_classes + 1}
+        fixed |= {"out_channels": out, "num_class_embeds": None if num_classes is None else num_classes + 1}
     else:
         from diffusers import DiTTransformer2DModel as Network
 
@@ -45,7 +55,7 @@ def create_network(
             raise InputError(
                 "network.type: 'dit' needs class labels, and this data has none; allowed: lean-unet, unet2d"
             )
-        fixed |= {"out_channels": channels, "num_embeds_ada_norm": num_classes}
+        fixed |= {"out_channels": out, "num_embeds_ada_norm": num_classes}
     if name != "lean-unet" and size[0] != size[1]:
         raise InputError(f"network.type: {name!r} wants square images, and these are {size[1]}x{size[0]}")
 
@@ -57,6 +67,11 @@ def create_network(
         if isinstance(error, InputError):
             raise
         raise InputError(f"network.options: {options} refused by {Network.__name__}: {error}") from error
+    return for_training(network)
+
+
+def for_training(network: nn.Module) -> nn.Module:
+    """``network`` itself, without label dropout of its own and in the memory format that convolutions like."""
     for module in network.modules():
         # DiT drops labels by itself in training; the objective's label_dropout is the one place for that
         if hasattr(module, "dropout_prob") and hasattr(module, "token_drop"):

@@ -13,34 +13,37 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from genflow.errors import InputError, nearest
 from genflow.optim.registry import check_name
 
-__all__ = ["Recipe", "build_recipe", "load_recipe"]
+__all__ = ["Recipe", "Section", "build_recipe", "load_recipe"]
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of a recipe: frozen, and no key but its own."""
+
     # YAML has a word for infinity; without the last option it would be written as null
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """Where the images come from; see :func:`genflow.training.load_images`."""
 
     source: str = Field(description="fashion-mnist, a folder, an .npz/.npy, an IDX file or a data set's id")
     split: Literal["train", "test"] = "train"
+    classes: list[str | int] | None = Field(None, description="only images of these, by name or number")
     flip: bool = Field(False, description="mirror half of the images left to right")
 
 
-class NetworkSection(_Section):
+class NetworkSection(Section):
     """Which network; ``options`` go to its constructor as they are."""
 
     type: Literal["lean-unet", "unet2d", "dit"] = "lean-unet"
     options: dict[str, Any] = {}
 
 
-class PathSection(_Section):
+class PathSection(Section):
     """Which Gaussian path; ``options`` are the keys of diffusers' scheduler configs (beta_schedule, sigma_max ...).
 
     ``pfgm++`` has ``D`` besides: a number > 0 or inf, 128 by default.
@@ -50,7 +53,7 @@ class PathSection(_Section):
     options: dict[str, Any] = {}
 
 
-class ObjectiveSection(_Section):
+class ObjectiveSection(Section):
     """What the network learns, and how training times are drawn; see :mod:`genflow.training.objectives`."""
 
     type: Literal["velocity", "epsilon", "sample", "v_prediction", "edm", "pfgm++"] = "velocity"
@@ -62,7 +65,7 @@ class ObjectiveSection(_Section):
     label_dropout: Fraction = 0.1
 
 
-class OptimizerSection(_Section):
+class OptimizerSection(Section):
     """An optimizer by name, see :func:`genflow.optim.create_optimizer`; biases, norms and embeddings do not decay."""
 
     name: Annotated[str, AfterValidator(check_name)] = Field("adamw", description="a name, or package.module:Class")
@@ -72,7 +75,7 @@ class OptimizerSection(_Section):
     overrides: dict[str, dict[str, Any]] = Field({}, description="options by the names of the network's parts")
 
 
-class ScheduleSection(_Section):
+class ScheduleSection(Section):
     """The learning rate: linear warm-up, then a cosine to ``final`` times the peak, or constant."""
 
     warmup_steps: Annotated[int, Field(ge=0)] = 500
@@ -80,21 +83,21 @@ class ScheduleSection(_Section):
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
-class EMASection(_Section):
+class EMASection(Section):
     """Averaged weights: decay at step n is ``min(decay, 1 - (1 + n)^-power)`` (diffusers' warm-up)."""
 
     decay: Fraction = 0.9999
     power: Positive = 0.75
 
 
-class BudgetSection(_Section):
+class BudgetSection(Section):
     """When training ends: after so many images, or so many minutes of this process's CPU time."""
 
     images: Count | None = None
     cpu_minutes: Positive | None = None
 
 
-class LogSection(_Section):
+class LogSection(Section):
     """What is written while training, and how often."""
 
     every_steps: Count = 50
@@ -103,7 +106,7 @@ class LogSection(_Section):
     sample_every_steps: Annotated[int, Field(ge=0)] = Field(2000, description="0: no sample grids")
 
 
-class DynamicsSection(_Section):
+class DynamicsSection(Section):
     """Sharpness, stability and spectrum of the loss while training; see :mod:`genflow.training.dynamics`."""
 
     enabled: bool = False
@@ -115,7 +118,7 @@ class DynamicsSection(_Section):
     max_share: Fraction | None = Field(0.2, description="of the run's time; measurements beyond it are left out")
 
 
-class SamplingSection(_Section):
+class SamplingSection(Section):
     """Defaults that the finished pipeline carries, also used for the sample grids."""
 
     scheduler: Literal["euler", "heun"] = "heun"
@@ -126,13 +129,14 @@ class SamplingSection(_Section):
     )
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """One training run."""
 
     data: DataSection
     network: NetworkSection = NetworkSection()
     path: PathSection = PathSection()
     objective: ObjectiveSection = ObjectiveSection()
+    interpolant: InterpolantSection | None = None
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
     ema: EMASection = EMASection()
