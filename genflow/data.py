@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from genflow.errors import InputError, check_choice
+from genflow.errors import InputError, check_choice, nearest
 
 __all__ = [
     "FASHION_MNIST_CLASSES",
@@ -52,11 +52,13 @@ class ImageData:
         images: uint8 ``(N, C, H, W)``.
         labels: int64 ``(N,)``, or None where the data has no classes.
         class_names: one name a class, or None.
+        names: where each image lies, as a path below the folder it came from, or None.
     """
 
     images: Tensor
     labels: Tensor | None = None
     class_names: tuple[str, ...] | None = None
+    names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
@@ -77,8 +79,51 @@ class ImageData:
             return None
         return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
 
+    def select(self, classes: Sequence[str | int]) -> "ImageData":
+        """The images of some classes alone, in the order they had; a label is now the place in ``classes``.
 
-def load_images(source: str | Path, split: str = "train", *, skip_bad: bool = False) -> ImageData:
+        One class alone makes images without labels.
+
+        Args:
+            classes: names or numbers.
+
+        Raises:
+            InputError: an unknown class or one named twice, none at all, or images without labels.
+        """
+        if self.labels is None:
+            raise InputError(f"classes: {list(classes)!r} of images without labels; allowed: none")
+        numbers = [self._class_number(name) for name in classes]
+        if not numbers or len(set(numbers)) < len(numbers):
+            raise InputError(f"classes: {list(classes)!r}; allowed: one or more, none twice")
+        place = torch.full((self.num_classes,), -1)
+        place[numbers] = torch.arange(len(numbers))
+        labels = place[self.labels]
+        kept = torch.nonzero(labels >= 0)[:, 0]
+        if len(kept) == 0:
+            raise InputError(f"classes: there is no image of {list(classes)!r}")
+        return ImageData(
+            self.images[kept],
+            labels[kept] if len(numbers) > 1 else None,
+            tuple(self.class_names[number] for number in numbers) if self.class_names and len(numbers) > 1 else None,
+            tuple(self.names[index] for index in kept.tolist()) if self.names else None,
+        )
+
+    def _class_number(self, name: str | int) -> int:
+        names = self.class_names or ()
+        if str(name) in names:
+            return names.index(str(name))
+        if str(name).isdecimal() and int(name) < self.num_classes:
+            return int(name)
+        known = ", ".join(names) or "none, these classes have no names"
+        raise InputError(
+            f"classes: {name!r} is not known{nearest(str(name), names)}; allowed: 0 to {self.num_classes - 1}, "
+            f"or a name: {known}"
+        )
+
+
+def load_images(
+    source: str | Path, split: str = "train", *, skip_bad: bool = False, classes: Sequence[str | int] | None = None
+) -> ImageData:
     """Load images and, where there are any, labels.
 
     Args:
@@ -88,11 +133,17 @@ def load_images(source: str | Path, split: str = "train", *, skip_bad: bool = Fa
             gzipped or not, whose labels lie beside it under the usual name; else the id of a data set.
         split: ``"train"`` or ``"test"``, for the sources that have splits.
         skip_bad: leave unreadable images of a folder out, with one warning, instead of refusing.
+        classes: only images of these, see :meth:`ImageData.select`.
 
     Raises:
         InputError: nothing there, an unreadable image (named), images of several sizes, labels that do not fit.
     """
     check_choice("split", split, _IDX_FILES)
+    data = _load(source, split, skip_bad)
+    return data if classes is None else data.select(classes)
+
+
+def _load(source: str | Path, split: str, skip_bad: bool) -> ImageData:
     if str(source) == "fashion-mnist":
         return _load_fashion_mnist(split)
     path = Path(source).expanduser()
@@ -251,11 +302,12 @@ def _load_folder(folder: Path, skip_bad: bool) -> ImageData:
     images = _stack(readable(), len(files))
     if bad:
         warnings.warn(f"skipped {len(bad)} unreadable image(s): {', '.join(bad[:5])}", stacklevel=3)
+    names = tuple(p.relative_to(folder).as_posix() for p in kept)
     if not classes:
-        return ImageData(images)
+        return ImageData(images, names=names)
     index = {name: i for i, name in enumerate(classes)}
     labels = torch.tensor([index[p.relative_to(folder).parts[0]] for p in kept])
-    return ImageData(images, labels, tuple(classes))
+    return ImageData(images, labels, tuple(classes), names)
 
 
 def _stack(named_images: Sequence[tuple[str, Image.Image]], total: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from genflow.data import ImageData
 
-__all__ = ["BatchStream", "mixed_seed", "stream_indices"]
+__all__ = ["BatchStream", "flip_half", "mixed_seed", "stream_indices"]
 
 
 def mixed_seed(*words: int) -> int:
@@ -33,6 +33,12 @@ def stream_indices(seed: int, start: int, stop: int, count: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def flip_half(images: Tensor, generator: torch.Generator) -> Tensor:
+    """``(B, C, H, W)`` with about half of the images mirrored left to right."""
+    flipped = torch.rand(len(images), generator=generator, device=images.device) < 0.5
+    return torch.where(flipped[:, None, None, None], images.flip(-1), images)
+
+
 @dataclass(frozen=True)
 class BatchStream:
     """Micro-batches of ``size`` images; ``slots`` of them, over processes and accumulation, make a step's batch."""
@@ -52,8 +58,7 @@ class BatchStream:
         generator = torch.Generator(self.device).manual_seed(mixed_seed(self.seed, step, slot))
         images = self.data.images[indices].to(self.device).float() / 127.5 - 1
         if self.flip:
-            flipped = torch.rand(len(images), generator=generator, device=self.device) < 0.5
-            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+            images = flip_half(images, generator)
         if self.data.labels is None:
             return images, None, generator
         labels = self.data.labels[indices].to(self.device)

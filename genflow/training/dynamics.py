@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,37 @@ from torch.optim import Optimizer
 from genflow.errors import NonFiniteError
 from genflow.files import atomic_path
 from genflow.optim.dynamics import Spectrum, StabilityMonitor
+from genflow.training.batches import mixed_seed
 from genflow.training.recipe import Recipe
 from genflow.training.records import MetricsLog
 
-__all__ = ["TrainingDynamics", "plot_dynamics"]
+__all__ = ["TrainingDynamics", "fixed_batches", "plot_dynamics"]
+
+S = TypeVar("S")
+B = TypeVar("B", bound=tuple)
+
+_STREAM = 7  # keeps the images and draws of measurements apart from those of training
 
 _SCALARS = (
     "loss", "sharpness", "preconditioned_sharpness", "threshold", "ratio", "gradient_norm", "batch_sharpness", "trace",
 )  # fmt: skip
+
+
+def fixed_batches(recipe: Recipe, stream: Callable[[int, int, int], S], draw: Callable[[S, int, int], B]) -> list[B]:
+    """The micro-batches that are measured on, as many images as the recipe asks for.
+
+    ``stream(seed, size, slots)`` gives what ``draw(stream, step, slot)``, a named tuple of tensors, draws from.
+    """
+    section = recipe.dynamics
+    size = min(section.micro_batch, section.images)
+    count = -(-section.images // size)
+    source = stream(mixed_seed(recipe.seed, _STREAM) % 2**31, size, count)
+    batches = []
+    for slot in range(count):
+        keep = min(size, section.images - slot * size)
+        batch = draw(source, 0, slot)
+        batches.append(type(batch)(*(None if part is None else part[:keep] for part in batch)))
+    return batches
 
 
 class TrainingDynamics:

@@ -65,6 +65,31 @@ class ObjectiveSection(Section):
     label_dropout: Fraction = 0.1
 
 
+class InterpolantSection(Section):
+    """A flow between two sets of images: ``data`` stands at t = 0, the ``source`` of this section at t = 1.
+
+    It takes the place of ``path`` and ``objective``; see :mod:`genflow.training.two_sided`.
+    """
+
+    source: str | None = Field(None, description="the images at t = 1, as in data; a mirror interpolant has none")
+    split: Literal["train", "test"] = "train"
+    classes: list[str | int] | None = Field(None, description="only images of these, by name or number")
+    type: Literal["linear", "trigonometric", "encoder-decoder", "mirror"] = "linear"
+    gamma: str | dict[str, Any] | None = Field(
+        None, description="latent noise: brownian, parabola, sine, sigmoid, zero, or {name: brownian, scale: 0.5}"
+    )
+    learns: list[Literal["velocity", "flow", "denoiser", "score"]] = Field(
+        ["velocity", "denoiser"], description="what the one network gives; an SDE needs a denoiser or a score"
+    )
+    pairing: Literal["independent", "paired"] = Field(
+        "independent", description="paired: images of the same name in both folders, or at the same place in arrays"
+    )
+    class_wise: bool = Field(False, description="pair within classes, and tell the network the class")
+    antithetic: bool = Field(True, description="use each latent noise with both signs")
+    margin: Annotated[float, Field(ge=0, lt=0.5)] = Field(1e-3, description="how far times stay from 0 and 1")
+    epsilon: Annotated[float, Field(ge=0)] = Field(0.0, description="noise of the finished pipeline's SDE; 0: the ODE")
+
+
 class OptimizerSection(Section):
     """An optimizer by name, see :func:`genflow.optim.create_optimizer`; biases, norms and embeddings do not decay."""
 
@@ -164,6 +189,16 @@ class Recipe(Section):
                 f"objective.times: {self.objective.times!r} on the {self.path.type!r} path; "
                 "allowed: log-normal on the edm and the pfgm++ path, the others on the other paths"
             )
+        if self.interpolant is not None:
+            unused = {"path": PathSection(), "objective": ObjectiveSection()}
+            for key, default in unused.items():
+                if getattr(self, key) != default:
+                    raise InputError(f"{key}: given together with interpolant, which takes its place")
+            if (self.interpolant.source is None) != (self.interpolant.type == "mirror"):
+                raise InputError(
+                    f"interpolant.source: {self.interpolant.source!r} with the {self.interpolant.type!r} interpolant; "
+                    "allowed: images for every interpolant but the mirror, which has none"
+                )
         if self.batch_size % self.accumulate:
             raise InputError(f"accumulate: {self.accumulate} does not divide batch_size {self.batch_size}")
 

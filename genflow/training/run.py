@@ -58,5 +58,5 @@ def train(
 
 def create_task(recipe: Recipe, *, skip_bad: bool = False) -> Task:
     """What ``recipe`` trains, with its data loaded; InputError where that cannot be had."""
-    data = load_images(recipe.data.source, recipe.data.split, skip_bad=skip_bad)
+    data = load_images(recipe.data.source, recipe.data.split, skip_bad=skip_bad, classes=recipe.data.classes)
     return ImageTask(recipe, data)
