@@ -98,9 +98,8 @@ class DensityRatio(nn.Module):
         ratio = logits.clamp(low, high).exp()
         index = self.bin_index(noise_level.to(logits.device))
         if self.training:
-            inside = index[:, None] == torch.arange(
-                self.bins, device=index.device
-            )  # bincount would wait for the device
+            numbers = torch.arange(self.bins, device=index.device)
+            inside = index[:, None] == numbers  # bincount would wait for the device
             sums = torch.stack([(inside * ratio[:, None]).sum(0), inside.sum(0).to(ratio.dtype)])
             sums = sum_over_processes(sums).to(self.ratio_sum.dtype)
             self.ratio_sum.mul_(self.decay).add_(sums[0])
