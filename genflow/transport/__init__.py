@@ -4,6 +4,7 @@ from genflow.lazy import lazy_exports
 
 _HOMES = {
     "EntropicPlan": "problem",
+    "FallbackWarning": "problem",
     "UnconvergedWarning": "problem",
     "exact_assignment": "exact",
     "pairwise_cost": "exact",

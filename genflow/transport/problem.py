@@ -1,7 +1,7 @@
 """One transport problem, or a batch of them, checked and put into the logarithmic float64 form that solvers work on."""
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genflow.errors import InputError, check_number
 
-__all__ = ["EntropicPlan", "Problem", "UnconvergedWarning", "solution"]
+__all__ = ["EntropicPlan", "FallbackWarning", "Problem", "UnconvergedWarning", "solution"]
 
 LARGEST = 1e12
 """Largest ``cost / reg``: beyond, rounding of the exponent alone changes the plan by more than 1e-4."""
@@ -18,6 +18,10 @@ LARGEST = 1e12
 
 class UnconvergedWarning(RuntimeWarning):
     """A solver stopped before it reached the tolerance; the message says where it stands."""
+
+
+class FallbackWarning(RuntimeWarning):
+    """Newton's steps stalled and Sinkhorn's sweeps went on; the message says where."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Problem:
     log_b: Tensor
     cost: Tensor
     reg: float
+    span: Tensor
     shift: Tensor
     total: Tensor
     shape: torch.Size
@@ -92,16 +97,24 @@ class Problem:
         check_partners(a, b, allowed)
         shift = cost.amin((-2, -1))
         kernel = (cost - shift[:, None, None]) / reg
-        span = float(kernel.masked_fill(~allowed, 0.0).amax())
-        if not span <= LARGEST:
+        span = kernel.masked_fill(~allowed, 0.0).amax((-2, -1))
+        if not float(span.max()) <= LARGEST:
             least = float((cost - shift[:, None, None]).masked_fill(~allowed, 0.0).amax()) / LARGEST
             raise InputError(f"reg: got {reg:g}; allowed: at least {least:.3g} for costs that far apart, in float64")
-        return cls(a, b, kernel, a.log(), b.log(), cost, reg, shift, total, torch.Size(batch))
+        return cls(a, b, kernel, a.log(), b.log(), cost, reg, span, shift, total, torch.Size(batch))
 
     def pick(self, index: Tensor) -> "Problem":
         """The problems of these indices, for going on with those that are not solved yet."""
-        names = ("a", "b", "kernel", "log_a", "log_b", "cost", "shift", "total")
+        names = ("a", "b", "kernel", "log_a", "log_b", "cost", "span", "shift", "total")
         return Problem(reg=self.reg, shape=self.shape, **{name: getattr(self, name)[index] for name in names})
+
+    def scaled(self, factor: float) -> "Problem":
+        """The same costs with ``factor`` times the regularization."""
+        return self if factor == 1 else replace(self, kernel=self.kernel / factor, span=self.span / factor)
+
+    def turned(self) -> "Problem":
+        """Rows for columns and columns for rows."""
+        return replace(self, a=self.b, b=self.a, log_a=self.log_b, log_b=self.log_a, kernel=self.kernel.mT.contiguous())
 
     def start(self, argument: str, potential: Tensor | None, mass: Tensor) -> Tensor:
         """The logarithmic scaling of ``mass``'s side to begin with: 0, or a potential given in the cost's unit."""
@@ -140,9 +153,9 @@ def masses(argument: str, value: Tensor | None, count: int, device: torch.device
         raise InputError(f"{argument}: got shape {tuple(mass.shape)}; allowed: (..., {count}), as the cost has")
     if not bool((mass.isfinite() & (mass >= 0)).all()):
         raise InputError(f"{argument}: got a negative, infinite or NaN mass; allowed: finite numbers >= 0")
-    # Products of scalings need room below: a mass of 1e-300 of the whole would underflow in them.
+    # Products of scalings need room below: a mass below 1e-100 of the whole counts as zero.
     relative = mass / mass.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-    return mass.masked_fill(relative < 1e-200, 0.0), torch.as_tensor(value).dtype == torch.float64
+    return mass.masked_fill(relative < 1e-100, 0.0), torch.as_tensor(value).dtype == torch.float64
 
 
 def check_totals(total_a: Tensor, total_b: Tensor, tolerance: float) -> None:

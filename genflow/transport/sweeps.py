@@ -6,10 +6,10 @@ from torch import Tensor
 from genflow.errors import check_number
 from genflow.transport.problem import EntropicPlan, Problem, solution
 
-__all__ = ["column_sums", "row_scaling", "sinkhorn", "sweeps"]
+__all__ = ["column_scaling", "first_scaling", "row_scaling", "sinkhorn", "sweeps"]
 
 BUDGET = 60.0
-"""How far (natural logarithm) scalings may drift from the plan they multiply; e^120 times the least float64 is nothing."""
+"""How far scalings may drift (natural logarithm) from the plan they multiply: what underflowed stays nothing."""
 CHECK_EVERY = 10
 
 
@@ -25,10 +25,6 @@ def column_scaling(problem: Problem, u: Tensor) -> Tensor:
 def plan_of(problem: Problem, u: Tensor, v: Tensor) -> Tensor:
     """The plan (B, n, m) of logarithmic scalings; with exact rows no entry is above its row's mass."""
     return torch.exp(v.unsqueeze(-2) - problem.kernel + u.unsqueeze(-1))
-
-
-def column_sums(problem: Problem, u: Tensor, v: Tensor) -> Tensor:
-    return plan_of(problem, u, v).sum(-2)
 
 
 def movement(new: Tensor, old: Tensor) -> Tensor:
