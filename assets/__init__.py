@@ -1,7 +1,8 @@
 """What ships with genflow: trained pipelines, the evaluation classifier, reference features, training recipes.
 
 Every asset is a folder with a ``card.md`` (data, licence, recipe, seed, measured figures, the command that
-makes it again); a pipeline is a folder that holds ``model_index.json``. Recipes are ``recipes/*.yaml``.
+makes it again); a pipeline is a folder that holds ``model_index.json``. Recipes are ``recipes/*.yaml``, those of
+distillation ``recipes/distill/*.yaml``.
 """
 
 from pathlib import Path
@@ -12,6 +13,8 @@ __all__ = ["ROOT", "models", "names", "path", "recipe_path", "recipes"]
 
 ROOT = Path(__file__).resolve().parent
 """The folder that holds them all."""
+
+_RECIPES = {"train": ROOT / "recipes", "distill": ROOT / "recipes" / "distill"}
 
 
 def names() -> list[str]:
@@ -33,15 +36,17 @@ def path(name: str) -> Path:
     return ROOT / check_choice("asset", name, sorted({*names(), *models()}))
 
 
-def recipes() -> list[str]:
-    """The names of the training recipes, for ``genflow train NAME``."""
-    return sorted(recipe.stem for recipe in (ROOT / "recipes").glob("*.yaml"))
+def recipes(kind: str = "train") -> list[str]:
+    """The names of the recipes for ``genflow train NAME``, or of kind ``distill``, for ``genflow distill``."""
+    check_choice("kind", kind, _RECIPES)
+    return sorted(recipe.stem for recipe in _RECIPES[kind].glob("*.yaml"))
 
 
 def recipe_path(name: str) -> Path:
-    """The YAML file of the recipe called ``name``.
+    """The YAML file of the recipe called ``name``, of whatever kind.
 
     Raises:
         InputError: no recipe has this name; the message lists those there are.
     """
-    return ROOT / "recipes" / f"{check_choice('recipe', name, recipes())}.yaml"
+    found = {recipe: folder for kind, folder in _RECIPES.items() for recipe in recipes(kind)}
+    return found[check_choice("recipe", name, found)] / f"{name}.yaml"

@@ -206,13 +206,13 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-R = typing.TypeVar("R", bound=Recipe)
+R = typing.TypeVar("R", bound=Section)
 
 
 def load_recipe(
     recipe: str | Path,
     overrides: typing.Sequence[str] = (),
-    kind: type[R] = Recipe,
+    kind: type[R] = Recipe,  # type: ignore[assignment]
     defaults: dict[str, Any] | None = None,
 ) -> R:
     """Read a recipe and check it.
@@ -245,7 +245,7 @@ def load_recipe(
 def build_recipe(
     values: dict[str, Any],
     overrides: typing.Sequence[str] = (),
-    kind: type[R] = Recipe,
+    kind: type[R] = Recipe,  # type: ignore[assignment]
     defaults: dict[str, Any] | None = None,
     name: str = "recipe",
 ) -> R:
@@ -288,7 +288,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
-def _keys_at(location: tuple[Any, ...], kind: type[Recipe]) -> list[str]:
+def _keys_at(location: tuple[Any, ...], kind: type[Section]) -> list[str]:
     """The known keys of the section that ``location`` leads to in a ``kind``."""
     model: Any = kind
     for part in location:
@@ -301,7 +301,7 @@ def _keys_at(location: tuple[Any, ...], kind: type[Recipe]) -> list[str]:
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 
-def _describe(error: ValidationError, name: str, kind: type[Recipe]) -> str:
+def _describe(error: ValidationError, name: str, kind: type[Section]) -> str:
     """The first complaint, as one line: the key, what came, what is allowed."""
     first = error.errors()[0]
     location = first["loc"]
@@ -311,4 +311,7 @@ def _describe(error: ValidationError, name: str, kind: type[Recipe]) -> str:
         return f"{name}: unknown key {key!r}{nearest(str(location[-1]), known)}; known here: {', '.join(known)}"
     if first["type"] == "missing":
         return f"{name}: {key!r} is missing"
+    own = first.get("ctx", {}).get("error")
+    if isinstance(own, InputError) and not location:  # a check of the whole, which names its key
+        return f"{name}: {own}"
     return f"{name}: {key}: got {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}"
