@@ -23,12 +23,20 @@ from diffusers import (
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from genflow.errors import InputError, check_choice, check_keys, check_number, nearest
+from genflow.errors import InputError, check_choice, check_keys, check_number
 from genflow.guidance import GUIDANCES, AutoGuidance, Guidance, GuidedModel, create_guidance
 from genflow.guidance.clock import family_of, steps_of
-from genflow.images import to_pil
 from genflow.models import LeanUNet2DModel, PathModel, from_diffusers
-from genflow.pipelines.loading import HUB_OPTIONS, import_components, locate, read_index, summary
+from genflow.pipelines.arguments import OUTPUT_TYPES, convert_output, generators_for, is_single, label_number
+from genflow.pipelines.loading import (
+    HUB_OPTIONS,
+    class_name,
+    import_components,
+    loading_from,
+    locate,
+    read_index,
+    summary,
+)
 from genflow.sampling import FiniteCheck, randn
 from genflow.schedulers import PathScheduler
 
@@ -39,8 +47,6 @@ import_components()
 # any ModelMixin will do; from_pipe() looks for the very class
 Network = ModelMixin | LeanUNet2DModel | UNet2DModel | DiTTransformer2DModel
 Decoder = ModelMixin | AutoencoderKL | AutoencoderTiny | AutoencoderDC
-
-OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 
 
 class ImagePipeline(DiffusionPipeline):
@@ -95,14 +101,12 @@ class ImagePipeline(DiffusionPipeline):
         folder = locate(pretrained_model_name_or_path, **options)
         index = read_index(folder)
         kwargs.setdefault("use_safetensors", True)
-        try:
+        if class_name(index) == "TranslationPipeline":
+            raise InputError(f"model: {folder} translates images; allowed: a model that makes them from noise")
+        with loading_from(folder):
             if "transformer" in index and "unet" not in index:  # DiTPipeline's name for its network
                 return cls._from_dit(DiffusionPipeline.from_pretrained(str(folder), **kwargs))
             return super().from_pretrained(str(folder), **kwargs)
-        except InputError as error:
-            raise InputError(f"model: {folder}: {error}") from error
-        except Exception as error:  # diffusers, safetensors and torch each have errors of their own for a broken file
-            raise InputError(f"model: {folder} cannot be loaded ({summary(error)})") from error
 
     @classmethod
     def _from_dit(cls, pipe: DiffusionPipeline) -> "ImagePipeline":
@@ -195,7 +199,7 @@ class ImagePipeline(DiffusionPipeline):
         batch = self._batch_size(class_labels, batch_size, latents, generator)
         labels = self._labels(class_labels, batch, device)
         rule = self._guidance(guidance, guidance_scale, guidance_options, class_labels is not None, batch)
-        generators = _generators(generator, batch)
+        generators = generators_for(generator, batch)
         steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
         check_number("num_inference_steps", steps, at_least=1, integer=True)
         family = family_of(self.scheduler)
@@ -250,7 +254,7 @@ class ImagePipeline(DiffusionPipeline):
         sizes = {}
         if batch_size is not None:
             sizes["batch_size"] = int(check_number("batch_size", batch_size, at_least=1, integer=True))
-        if labels is not None and not _is_single(labels):
+        if labels is not None and not is_single(labels):
             sizes["class_labels"] = len(labels)
         if latents is not None:
             sizes["latents"] = latents.shape[0]
@@ -269,21 +273,13 @@ class ImagePipeline(DiffusionPipeline):
             return None if count is None else torch.full((batch,), self.null_label, device=device)
         if count is None:
             raise InputError("class_labels: the network is unconditional; allowed: None")
-        if _is_single(labels):
+        if is_single(labels):
             labels = [labels] * batch
-        found = [self._label(label, count) for label in (labels.tolist() if isinstance(labels, Tensor) else labels)]
-        return torch.tensor(found, dtype=torch.int64, device=device)
-
-    def _label(self, label: int | str, count: int) -> int:
-        names = self.config.class_names or []
-        if isinstance(label, str):
-            if label not in names:
-                known = ", ".join(names) or "none, the model has no class names"
-                raise InputError(f"class_labels: {label!r} is not known{nearest(label, names)}; known names: {known}")
-            return names.index(label)
         highest = count - 1 if self.null_label is None else max(count - 1, self.null_label)
-        label = label.item() if hasattr(label, "item") else label
-        return int(check_number("class_labels", label, at_least=0, at_most=highest, integer=True))
+        names = self.config.class_names or []
+        labels = labels.tolist() if isinstance(labels, Tensor) else labels
+        found = [label_number(label, names, highest) for label in labels]
+        return torch.tensor(found, dtype=torch.int64, device=device)
 
     def _guidance(
         self, guidance: Any, scale: Any, options: dict[str, Any] | None, labelled: bool, batch: int
@@ -373,15 +369,7 @@ class ImagePipeline(DiffusionPipeline):
             images = images / (getattr(config, "scaling_factor", None) or 1.0)
             images = images + (getattr(config, "shift_factor", None) or 0.0)
             images = self.vae.decode(images.to(self.vae.dtype)).sample
-        images = images.float().clamp(-1, 1)
-        if output_type == "pil":
-            return to_pil(images)
-        images = images / 2 + 0.5
-        return images if output_type == "pt" else images.permute(0, 2, 3, 1).cpu().numpy()
-
-
-def _is_single(labels: Any) -> bool:
-    return isinstance(labels, (int, str)) or (isinstance(labels, Tensor) and labels.ndim == 0)
+        return convert_output(images, output_type)
 
 
 def _scale_input(scheduler: SchedulerMixin, latents: Tensor, timestep: Tensor) -> Tensor:
@@ -392,10 +380,3 @@ def _scale_input(scheduler: SchedulerMixin, latents: Tensor, timestep: Tensor) -
 def _step_arguments(scheduler: SchedulerMixin, generators: list[Any]) -> dict[str, Any]:
     takes = "generator" in inspect.signature(scheduler.step).parameters
     return {"generator": generators} if takes and generators[0] is not None else {}
-
-
-def _generators(generator: Any, batch: int) -> list[Any]:
-    """One generator an image; a single one serves all in turn, and torch's own serves where none is given."""
-    if generator is None:
-        return [torch.default_generator] * batch
-    return [generator] * batch if isinstance(generator, torch.Generator) else list(generator)

@@ -6,13 +6,15 @@ import inspect
 import json
 import pkgutil
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from genflow import assets
 from genflow.errors import InputError, nearest
 
-__all__ = ["import_components", "locate", "read_index", "summary"]
+__all__ = ["class_name", "import_components", "loading_from", "locate", "read_index", "summary"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
@@ -105,6 +107,23 @@ def _check_spelling(path: Path, module: str, class_name: str) -> None:
         # An unlike key may be one that another class left behind, which diffusers keeps.
         if key not in known and difflib.get_close_matches(key, known, n=1, cutoff=0.8):
             raise InputError(f"model: {path}: {class_name} has no {key!r}{nearest(key, known)}")
+
+
+def class_name(index: dict[str, Any]) -> str | None:
+    """The pipeline that a model_index.json names, without the module that a custom one has before its name."""
+    name = index.get("_class_name")
+    return name[-1] if isinstance(name, list) and name else name
+
+
+@contextmanager
+def loading_from(folder: Path) -> Iterator[None]:
+    """Turn whatever goes wrong inside into one line that names the folder: an InputError."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"model: {folder}: {error}") from error
+    except Exception as error:  # diffusers, safetensors and torch each have errors of their own for a broken file
+        raise InputError(f"model: {folder} cannot be loaded ({summary(error)})") from error
 
 
 def summary(error: BaseException) -> str:
