@@ -24,7 +24,8 @@ _HOMES = {
     "make_pairs": "pairs",
     "ReflowRecipe": "reflow_recipe",
     "ReflowTask": "reflow_task",
-    "reflow": "reflow",
+    # a module of a function's own name would hide it once imported
+    "reflow": "reflow_run",
 }
 
 __all__ = sorted(_HOMES)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from genflow.errors import InputError, check_number
 from genflow.files import fingerprint
@@ -22,6 +23,7 @@ from genflow.trajectory import sample_trajectory
 __all__ = ["ODETeacher", "clock_times", "keeps_path"]
 
 _FEW = (1, 2, 4)
+_MANY = 8  # steps from which a pipeline's own sampler counts as a solution
 
 
 class ODETeacher:
@@ -49,7 +51,8 @@ class ODETeacher:
         Args:
             solver, solver_options: a scheduler by name (``heun``, ``ghvb`` ...) with options; the pipeline's own where
                 that is one of genflow's without noise, and Heun else.
-            steps, guidance_scale: by default the pipeline's own.
+            steps, guidance_scale: by default the pipeline's own. A pipeline that is made for fewer than 8 steps is
+                solved by 16 steps of Heun unless told otherwise: its own would be no solution of the ODE.
 
         Raises:
             InputError: no such pipeline, a solver that is not genflow's or draws noise, noise that is not Gaussian.
@@ -59,12 +62,15 @@ class ODETeacher:
         self.pipeline = ImagePipeline.from_pretrained(folder).to(device)
         self.pipeline.unet.to(memory_format=torch.channels_last).eval().requires_grad_(False)
         self.device = torch.device(device)
+        default_steps = self.pipeline.config.default_steps
+        if solver is None and steps is None and default_steps < _MANY:
+            solver, steps = "heun", 2 * _MANY
         self.scheduler = self._scheduler(solver, solver_options or {})
         family = self.scheduler.family
         if family.path.noise_law != "Gaussian":
             raise InputError(f"model: {str(model)!r} starts from {family.path.noise_law} noise; allowed: Gaussian")
         config = self.pipeline.config
-        steps = config.default_steps if steps is None else steps
+        steps = default_steps if steps is None else steps
         self.steps = int(check_number("pairs.steps", steps, at_least=1, integer=True))
         self.times = self.scheduler.arrange(family.times(self.steps))
         self._prior = family.prior_std(float(self.times[0]))
@@ -139,7 +145,7 @@ class ODETeacher:
         return {} if labels is None else {"class_labels": labels.to(self.device)}
 
     @torch.no_grad()
-    def measure(self, count: int = 256, steps: int = 32, seed: int = 0) -> dict[str, Any]:
+    def measure(self, count: int = 256, steps: int = 32, seed: int = 0, progress: bool = False) -> dict[str, Any]:
         """How straight the flow is, over ``count`` noises from ``seed`` and ``steps`` even Heun steps of its clock.
 
         Returns:
@@ -155,7 +161,10 @@ class ODETeacher:
             **self._conditioning(self.labels(count)),
         }
         model, x = self.pipeline.path_model(), noise * self._prior
-        fine = sample_trajectory(model, x, clock_times(path, steps, float(self.times[0])), "heun", **options)
+        with tqdm(total=steps, desc="straightness", delay=2, disable=not progress, leave=False) as bar:
+            options["callback"] = lambda *_: bar.update()
+            fine = sample_trajectory(model, x, clock_times(path, steps, float(self.times[0])), "heun", **options)
+        del options["callback"]
         found = fine.straightness()
         errors = {}
         for few in _FEW:
