@@ -55,6 +55,8 @@ class BatchStream:
         """Images in [-1, 1], labels and the generator for the rest of this micro-batch's draws."""
         start = (step * self.slots + slot) * self.size
         indices = torch.from_numpy(stream_indices(self.seed, start, start + self.size, len(self.data)))
+        if self.data.images.is_cuda:  # of data kept on the device: from pinned memory, which nothing waits for
+            indices = indices.pin_memory().to(self.data.images.device, non_blocking=True)
         generator = torch.Generator(self.device).manual_seed(mixed_seed(self.seed, step, slot))
         images = self.data.images[indices].to(self.device).float() / 127.5 - 1
         if self.flip:
