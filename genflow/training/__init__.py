@@ -12,6 +12,7 @@ _HOMES = {
     "load_recipe": "recipe",
     "Task": "task",
     "Trainer": "trainer",
+    "TwoSidedTask": "two_sided",
     "create_task": "run",
     "train": "run",
 }

@@ -23,6 +23,8 @@ from genflow.training.recipe import Recipe
 from genflow.training.records import save_grid
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
     from genflow.pipelines import ImagePipeline
 
 __all__ = ["build_pipeline", "sample_grid", "save_pipeline", "training_family"]
@@ -92,7 +94,7 @@ def sample_grid(pipeline: "ImagePipeline", path: Path) -> None:
     save_grid(to_pil(images * 2 - 1), path, columns)
 
 
-def save_pipeline(pipeline: "ImagePipeline", folder: Path) -> None:
+def save_pipeline(pipeline: "DiffusionPipeline", folder: Path) -> None:
     """Write the pipeline to ``folder``, whole or not at all."""
     with atomic_folder(folder) as temporary:
         pipeline.save_pretrained(temporary, safe_serialization=True)

@@ -10,6 +10,7 @@ from genflow.training.recipe import Recipe, load_recipe
 from genflow.training.records import check_trackers
 from genflow.training.task import Task
 from genflow.training.trainer import Trainer
+from genflow.training.two_sided import load_two_sided
 
 __all__ = ["create_task", "train"]
 
@@ -58,5 +59,7 @@ def train(
 
 def create_task(recipe: Recipe, *, skip_bad: bool = False) -> Task:
     """What ``recipe`` trains, with its data loaded; InputError where that cannot be had."""
+    if recipe.interpolant is not None:
+        return load_two_sided(recipe, skip_bad=skip_bad)
     data = load_images(recipe.data.source, recipe.data.split, skip_bad=skip_bad, classes=recipe.data.classes)
     return ImageTask(recipe, data)
