@@ -18,6 +18,7 @@ from genflow.files import atomic_path, check_safetensors, write_json
 __all__ = ["ShardStore"]
 
 _MANIFEST = "manifest.json"
+_MARK = "shard"  # manifest and content, in one entry: safetensors writes several in no fixed order
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class ShardStore:
         try:
             check_safetensors(path)
             with safe_open(path, "pt") as file:
-                found = (file.metadata() or {}).get("key")
+                found = (file.metadata() or {}).get(_MARK, "").partition(" ")[0]
                 rows = {file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118 (no dictionary)
         except (InputError, SafetensorError) as error:
             raise InputError(f"{path}: damaged shard ({error}); remove it, and it is made again") from error
@@ -102,7 +103,7 @@ class ShardStore:
         """Write shard ``index``."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with atomic_path(self.path(index)) as temporary:
-            save_file(tensors, temporary, metadata={"key": self.key, "sha256": _digest(tensors)})
+            save_file(tensors, temporary, metadata={_MARK: f"{self.key} {_digest(tensors)}"})
 
     def read(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """All rows, on ``device``. Raises InputError for shards that are missing or damaged, by name."""
@@ -116,7 +117,7 @@ class ShardStore:
         try:
             with safe_open(self.path(index), "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                whole = file.metadata()["sha256"] == _digest(tensors)
+                whole = file.metadata()[_MARK].partition(" ")[2] == _digest(tensors)
         except (OSError, KeyError, SafetensorError) as error:
             raise InputError(f"{self.path(index)}: damaged shard ({error}); remove it, and it is made again") from error
         if not whole:
