@@ -8,7 +8,16 @@ import difflib
 import math
 from collections.abc import Iterable
 
-__all__ = ["InputError", "NonFiniteError", "check_choice", "check_flag", "check_keys", "check_number", "nearest"]
+__all__ = [
+    "DivergedError",
+    "InputError",
+    "NonFiniteError",
+    "check_choice",
+    "check_flag",
+    "check_keys",
+    "check_number",
+    "nearest",
+]
 
 
 class InputError(ValueError):
@@ -17,6 +26,10 @@ class InputError(ValueError):
 
 class NonFiniteError(RuntimeError):
     """A network gave NaN or infinity; the message names the step."""
+
+
+class DivergedError(RuntimeError):
+    """Training has gone where it does not come back from, with finite numbers; the message names the cause."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 import typer
 
+from genflow.cli.f_distill import f_distill
 from genflow.cli.help import help_text
 from genflow.cli.reflow import reflow
 
@@ -10,7 +11,7 @@ __all__ = ["app"]
 app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
 
 
-for _name, _command in (("reflow", reflow),):
+for _name, _command in (("reflow", reflow), ("f-distill", f_distill)):
     app.command(_name, help=help_text(_command.__doc__))(_command)
 
 
@@ -22,6 +23,7 @@ def distill() -> None:
     \b
       genflow distill reflow fashion-mnist --out runs/reflow
       genflow distill reflow fashion-mnist --distill-steps 1 --out runs/one
+      genflow distill f-distill fashion-mnist --divergence js --out runs/js
     """
 
 

@@ -22,7 +22,7 @@ from genflow.cli.generate import generate
 from genflow.cli.help import help_text
 from genflow.cli.info import info
 from genflow.cli.train import train
-from genflow.errors import InputError, NonFiniteError
+from genflow.errors import DivergedError, InputError, NonFiniteError
 
 __all__ = ["app", "main", "run"]
 
@@ -72,7 +72,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("GENFLOW_TRACEBACK"):
             traceback.print_exc()
         return _fail(error, 2)
-    except NonFiniteError as error:
+    except (DivergedError, NonFiniteError) as error:
         return _fail(error, 1)
     except (KeyboardInterrupt, typer.Abort):
         return _stopped()

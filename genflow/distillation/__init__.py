@@ -9,6 +9,8 @@ _HOMES = {
     "create_divergence": "divergences",
     "DensityRatio": "density_ratio",
     "Discriminator": "discriminator",
+    "FDistillRecipe": "f_distill_recipe",
+    "FDistiller": "f_distill_run",
     "FeatureTap": "features",
     "FeatureTeacher": "features",
     "approximate_r1": "f_distill_losses",
@@ -25,6 +27,7 @@ _HOMES = {
     "ReflowRecipe": "reflow_recipe",
     "ReflowTask": "reflow_task",
     # a module of a function's own name would hide it once imported
+    "f_distill": "f_distill_run",
     "reflow": "reflow_run",
 }
 

@@ -28,7 +28,7 @@ from genflow.training.dynamics import TrainingDynamics
 from genflow.training.optimizers import create_optimizer
 from genflow.training.records import MetricsLog, plot_loss
 from genflow.training.resuming import CHECKPOINTS, keep_recipe, previous_checkpoint
-from genflow.training.schedule import lr_factor
+from genflow.training.schedule import lr_factor, scale_lr
 from genflow.training.stopping import StopRequest
 from genflow.training.task import Task
 
@@ -181,8 +181,7 @@ class Trainer:
 
     def _set_lr(self) -> None:
         factor = lr_factor(self.recipe.schedule, self.step, self._progress())
-        for group in self.optimizer.param_groups:
-            group["lr"] = group.get("initial_lr", self.recipe.optimizer.lr) * factor
+        scale_lr(self.optimizer, self.recipe.optimizer.lr, factor)
 
     def _measure(self, ends: bool) -> tuple[float, float]:
         """Measure the dynamics where it is time to; the CPU and wall-clock seconds that it took."""
