@@ -20,8 +20,8 @@ from genflow.distillation import (
 from genflow.evaluate.divergences import Mixture, MixtureStudent
 from genflow.paths import EDMPath, LinearPath, Path, VPPath
 
-# besides the named: between forward-KL and Pearson's, and a f'' with a maximum inside
-USERS = (UserDivergence(lambda r: r**-0.75, "power"), UserDivergence(lambda r: 1 / (1 + r) ** 2, "bounded"))
+# besides the named: between squared Hellinger and forward-KL, and one whose weight is bounded
+USERS = (UserDivergence(lambda r: r**-1.25, "power"), UserDivergence(lambda r: 1 / (1 + r) ** 2, "bounded"))
 ALL = pytest.mark.parametrize("divergence", [*DIVERGENCES.values(), *USERS], ids=lambda d: d.name)
 
 
