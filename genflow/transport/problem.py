@@ -57,7 +57,10 @@ class EntropicPlan:
 
 @dataclass
 class Problem:
-    """A flat batch of B problems: masses of total 1, ``kernel = cost / reg`` (B, n, m) with its least entry at 0."""
+    """A flat batch of B problems: masses of total 1, ``kernel = cost / reg`` (B, n, m) with its least entry at 0.
+
+    Rows and columns without mass in any of the problems are left out; ``rows`` and ``columns`` say which are in.
+    """
 
     a: Tensor
     b: Tensor
@@ -70,6 +73,8 @@ class Problem:
     shift: Tensor
     total: Tensor
     shape: torch.Size
+    rows: Tensor
+    columns: Tensor
 
     @classmethod
     def create(cls, a: Tensor | None, b: Tensor | None, cost: Tensor, reg: float) -> "Problem":
@@ -80,33 +85,36 @@ class Problem:
             raise InputError(f"cost: got shape {tuple(cost.shape)}; allowed: (..., n, m), none of them 0")
         if bool((cost.isnan() | cost.isneginf()).any()):
             raise InputError("cost: got NaN or -inf; allowed: finite numbers, and inf for a forbidden pair")
-        rows, columns = cost.shape[-2:]
-        a, exact_a = masses("a", a, rows, cost.device)
-        b, exact_b = masses("b", b, columns, cost.device)
+        n, m = cost.shape[-2:]
+        a, exact_a = masses("a", a, n, cost.device)
+        b, exact_b = masses("b", b, m, cost.device)
         try:
             batch = torch.broadcast_shapes(a.shape[:-1], b.shape[:-1], cost.shape[:-2])
         except RuntimeError:
             shapes = f"a {tuple(a.shape)}, b {tuple(b.shape)}, cost {tuple(cost.shape)}"
             raise InputError(f"a, b, cost: got {shapes}; allowed: batch dimensions that broadcast together") from None
         a, b = (mass.expand(*batch, mass.shape[-1]).reshape(-1, mass.shape[-1]) for mass in (a, b))
-        cost = cost.expand(*batch, rows, columns).reshape(-1, rows, columns)
+        cost = cost.expand(*batch, n, m).reshape(-1, n, m)
         total = a.sum(-1)
         check_totals(total, b.sum(-1), 1e-9 if exact_a and exact_b else 1e-4)
         a, b = a / total[:, None], b / b.sum(-1, keepdim=True)
-        allowed = cost.isfinite()
-        check_partners(a, b, allowed)
-        shift = cost.amin((-2, -1))
-        kernel = (cost - shift[:, None, None]) / reg
-        span = kernel.masked_fill(~allowed, 0.0).amax((-2, -1))
-        if not float(span.max()) <= LARGEST:
-            least = float((cost - shift[:, None, None]).masked_fill(~allowed, 0.0).amax()) / LARGEST
+        check_partners(a, b, cost)
+        rows, columns = ((mass > 0).any(0).nonzero().squeeze(-1) for mass in (a, b))
+        a, b = a[:, rows], b[:, columns]
+        kernel = cost if len(rows) == n and len(columns) == m else cost[:, rows][:, :, columns]
+        shift = kernel.amin((-2, -1))
+        kernel = kernel - shift[:, None, None]
+        farthest = kernel.masked_fill(kernel.isposinf(), 0.0).amax((-2, -1))
+        if not float(farthest.max()) / reg <= LARGEST:
+            least = float(farthest.max()) / LARGEST
             raise InputError(f"reg: got {reg:g}; allowed: at least {least:.3g} for costs that far apart, in float64")
-        return cls(a, b, kernel, a.log(), b.log(), cost, reg, span, shift, total, torch.Size(batch))
+        sizes = (farthest / reg, shift, total, torch.Size(batch), rows, columns)
+        return cls(a, b, kernel.div_(reg), a.log(), b.log(), cost, reg, *sizes)
 
     def pick(self, index: Tensor) -> "Problem":
         """The problems of these indices, for going on with those that are not solved yet."""
-        names = ("a", "b", "kernel", "log_a", "log_b", "cost", "span", "shift", "total")
-        return Problem(reg=self.reg, shape=self.shape, **{name: getattr(self, name)[index] for name in names})
+        names = ("a", "b", "kernel", "log_a", "log_b", "span")
+        return replace(self, **{name: getattr(self, name)[index] for name in names})
 
     def scaled(self, factor: float) -> "Problem":
         """The same costs with ``factor`` times the regularization."""
@@ -114,23 +122,31 @@ class Problem:
 
     def turned(self) -> "Problem":
         """Rows for columns and columns for rows."""
-        return replace(self, a=self.b, b=self.a, log_a=self.log_b, log_b=self.log_a, kernel=self.kernel.mT.contiguous())
+        swapped = {"a": self.b, "b": self.a, "log_a": self.log_b, "log_b": self.log_a}
+        return replace(self, **swapped, rows=self.columns, columns=self.rows, kernel=self.kernel.mT.contiguous())
 
-    def start(self, argument: str, potential: Tensor | None, mass: Tensor) -> Tensor:
-        """The logarithmic scaling of ``mass``'s side to begin with: 0, or a potential given in the cost's unit."""
+    def start(self, argument: str, potential: Tensor | None) -> Tensor:
+        """The logarithmic scaling to begin with, of rows for ``f``, of columns for ``g``: 0, or a given potential."""
+        mass, kept, count = (self.a, self.rows, -2) if argument == "f" else (self.b, self.columns, -1)
         if potential is None:
             return torch.zeros_like(mass).masked_fill(mass == 0, -torch.inf)
         scaling = as_float64(argument, potential).to(mass.device) / self.reg
-        count = mass.shape[-1]
+        full = (*self.shape, self.cost.shape[count])
         try:
-            scaling = scaling.expand(*self.shape, count).reshape(mass.shape)
+            scaling = scaling.expand(full).reshape(len(mass), -1)[:, kept]
         except RuntimeError:
-            shapes = f"got shape {tuple(scaling.shape)}; allowed: {(*self.shape, count)}"
-            raise InputError(f"{argument}: {shapes}") from None
+            raise InputError(f"{argument}: got shape {tuple(scaling.shape)}; allowed: {full}") from None
         if bool((scaling.isnan() | scaling.isposinf()).any()):
             raise InputError(f"{argument}: got NaN or inf; allowed: finite numbers, and -inf for a zero mass")
         # -inf was a zero mass of an earlier problem; it would never come back by itself.
         return scaling.masked_fill(scaling.isneginf(), 0.0).masked_fill(mass == 0, -torch.inf)
+
+    def full(self, argument: str, potential: Tensor) -> Tensor:
+        """A potential (..., n or m) with -inf for what was left out."""
+        kept, count = (self.rows, -2) if argument == "f" else (self.columns, -1)
+        whole = potential.new_full((len(potential), self.cost.shape[count]), -torch.inf)
+        whole[:, kept] = potential
+        return whole.reshape(*self.shape, -1)
 
 
 def as_float64(argument: str, value: Tensor) -> Tensor:
@@ -159,16 +175,17 @@ def masses(argument: str, value: Tensor | None, count: int, device: torch.device
 
 
 def check_totals(total_a: Tensor, total_b: Tensor, tolerance: float) -> None:
-    if not bool(((total_a > 0) & (total_b > 0)).all()):
-        raise InputError("a, b: got masses that are all zero; allowed: a positive total")
+    if not bool(((total_a > 0) & (total_b > 0) & total_a.isfinite() & total_b.isfinite()).all()):
+        raise InputError("a, b: got masses that are all zero or sum to inf; allowed: a positive finite total")
     worst = int(((total_a - total_b).abs() / total_a).argmax())
     one, other = float(total_a[worst]), float(total_b[worst])
     if abs(one - other) > tolerance * one:
         raise InputError(f"a, b: got totals {one:.12g} and {other:.12g}; allowed: equal totals (to {tolerance:g})")
 
 
-def check_partners(a: Tensor, b: Tensor, allowed: Tensor) -> None:
+def check_partners(a: Tensor, b: Tensor, cost: Tensor) -> None:
     """Every positive mass needs a pair that is not forbidden, with a positive mass at the other end."""
+    allowed = cost.isfinite()
     if bool(allowed.all()):
         return
     pairs = allowed & (a > 0).unsqueeze(-1) & (b > 0).unsqueeze(-2)
@@ -199,8 +216,8 @@ def solution(
         )
     shape = problem.shape
     return EntropicPlan(
-        f.reshape(*shape, -1),
-        g.reshape(*shape, -1),
+        problem.full("f", f),
+        problem.full("g", g),
         problem.cost.reshape(*shape, *problem.cost.shape[-2:]),
         problem.reg,
         error.reshape(shape),

@@ -10,21 +10,27 @@ __all__ = ["column_scaling", "first_scaling", "row_scaling", "sinkhorn", "sweeps
 
 BUDGET = 60.0
 """How far scalings may drift (natural logarithm) from the plan they multiply: what underflowed stays nothing."""
+NOTHING = 1e-200
+"""Entries of the plan below it are 0: nothing even after a drift of BUDGET on both sides, but slow in products."""
 CHECK_EVERY = 10
 
 
 def row_scaling(problem: Problem, v: Tensor) -> Tensor:
     """The logarithmic row scaling (B, n) that makes the rows' sums exact; -inf for a zero mass."""
-    return problem.log_a - torch.logsumexp(v.unsqueeze(-2) - problem.kernel, -1)
+    sums = torch.logsumexp(v.unsqueeze(-2) - problem.kernel, -1)
+    return (problem.log_a - sums).masked_fill(problem.a == 0, -torch.inf)  # all its pairs may be forbidden: inf - inf
 
 
 def column_scaling(problem: Problem, u: Tensor) -> Tensor:
-    return problem.log_b - torch.logsumexp(u.unsqueeze(-1) - problem.kernel, -2)
+    """The logarithmic column scaling (B, m) that makes the columns' sums exact; -inf for a zero mass."""
+    sums = torch.logsumexp(u.unsqueeze(-1) - problem.kernel, -2)
+    return (problem.log_b - sums).masked_fill(problem.b == 0, -torch.inf)
 
 
 def plan_of(problem: Problem, u: Tensor, v: Tensor) -> Tensor:
     """The plan (B, n, m) of logarithmic scalings; with exact rows no entry is above its row's mass."""
-    return torch.exp(v.unsqueeze(-2) - problem.kernel + u.unsqueeze(-1))
+    plan = (v.unsqueeze(-2) - problem.kernel).add_(u.unsqueeze(-1)).exp_()
+    return torch.threshold_(plan, NOTHING, 0.0)
 
 
 def movement(new: Tensor, old: Tensor) -> Tensor:
@@ -134,5 +140,5 @@ def sinkhorn(
 def first_scaling(problem: Problem, f: Tensor | None, g: Tensor | None) -> Tensor:
     """The column scaling that potentials to begin with stand for."""
     if f is None or g is not None:
-        return problem.start("g", g, problem.b)
-    return column_scaling(problem, problem.start("f", f, problem.a))
+        return problem.start("g", g)
+    return column_scaling(problem, problem.start("f", f))
