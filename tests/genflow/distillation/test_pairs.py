@@ -222,7 +222,8 @@ def test_two_processes_share_the_shards(make_teacher, tmp_path):
         launch += ["--main_process_port", str(probe.getsockname()[1])]
     done = subprocess.run(
         [*launch, str(tmp_path / "run.py"), str(folder), str(tmp_path / "two")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=120, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
