@@ -17,9 +17,6 @@ from genflow.images import METADATA_KEY
 
 __all__ = ["Samples", "load_samples"]
 
-GRIDS = frozenset({"grid.png"})
-"""Files that ``genflow generate`` writes beside its images, which are no samples."""
-
 _EIGHT_BIT = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"})
 
 
@@ -89,7 +86,7 @@ def _choose(available: int, count: int | None, seed: int) -> list[int]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    files = [path for path in image_files(folder) if path.name not in GRIDS]
+    files = image_files(folder)
     if not files:
         raise InputError(f"samples: {folder} holds no image")
     return files

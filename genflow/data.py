@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from genflow.errors import InputError, check_choice, nearest
+from genflow.images import GRID_NAME
 
 __all__ = [
     "FASHION_MNIST_CLASSES",
@@ -257,8 +258,10 @@ def _load_numpy(path: Path) -> ImageData:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images below ``folder``, by their suffixes, in order; hidden files and folders are passed over."""
+    """The images below ``folder``, by their suffixes, in order; hidden files and folders, and genflow's grids, are
+    passed over."""
     files = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    files = (p for p in files if p.name != GRID_NAME)
     return sorted(p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 

@@ -14,7 +14,10 @@ from torch import Tensor
 from genflow.errors import InputError
 from genflow.files import atomic_path
 
-__all__ = ["METADATA_KEY", "grid", "read_metadata", "save_png", "to_pil", "to_uint8"]
+__all__ = ["GRID_NAME", "METADATA_KEY", "grid", "read_metadata", "save_png", "to_pil", "to_uint8"]
+
+GRID_NAME = "grid.png"
+"""The file, beside the images that a command makes, which shows all of them; no image itself."""
 
 METADATA_KEY = "genflow"
 """The PNG text chunk that holds the JSON record of how an image was made."""

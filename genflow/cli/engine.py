@@ -19,12 +19,11 @@ from genflow.cli.plan import Job, Pending, Request, batches, jobs, pending, shar
 from genflow.cli.runners import Runner, make_runner
 from genflow.errors import InputError, check_number
 from genflow.files import output_folder
-from genflow.images import grid, save_png
+from genflow.images import GRID_NAME, grid, save_png
 from genflow.pipelines import locate
 
-__all__ = ["GRID_NAME", "Listener", "Result", "check_prompts", "class_labels", "generate"]
+__all__ = ["Listener", "Result", "check_prompts", "class_labels", "generate"]
 
-GRID_NAME = "grid.png"
 _GRID_IMAGES = 256  # more would be a poster
 _GRID_COLUMNS = 16  # up to so many classes in turn stand one in a column
 _EXACT_ROWS = 16

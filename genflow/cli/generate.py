@@ -1,6 +1,5 @@
 """``genflow generate``: the command's options, their help, and how they come to a request."""
 
-import os
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -180,12 +179,7 @@ def generate(
     request = override(request, **given)
     out = out or Path("out")
 
-    process, barrier = (0, 1), (lambda: None)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # started by `accelerate launch` or torchrun
-        from genflow.processes import process_state
-
-        state = process_state(cpu=device == "cpu")
-        process, barrier = (state.process_index, state.num_processes), state.wait_for_everyone
+    process, barrier = loading.launched(device)
     with GenerateReport(json_lines, quiet=process[0] > 0) as report:
         result = engine.generate(
             request,

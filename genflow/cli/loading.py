@@ -1,6 +1,7 @@
 """From a folder to a pipeline on its device, in the number format asked for."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,17 @@ from diffusers.utils import logging
 
 from genflow.errors import InputError, check_choice
 from genflow.files import check_safetensors
-from genflow.pipelines import ImagePipeline, OneStepPipeline
-from genflow.pipelines.loading import read_index, summary
+from genflow.pipelines import ImagePipeline, OneStepPipeline, TranslationPipeline
+from genflow.pipelines.loading import class_name, read_index, summary
 
-__all__ = ["DTYPES", "choose_device", "choose_dtype", "load_pipeline", "quiet"]
+__all__ = ["DTYPES", "choose_device", "choose_dtype", "launched", "load_pipeline", "quiet"]
 
-_IMAGE_PIPELINES: dict[str, type[ImagePipeline]] = {
+_PIPELINES: dict[str, type[DiffusionPipeline]] = {
     **dict.fromkeys(("ImagePipeline", "DDPMPipeline", "DDIMPipeline", "DiTPipeline"), ImagePipeline),
     "OneStepPipeline": OneStepPipeline,
+    "TranslationPipeline": TranslationPipeline,
 }
-"""Saved pipelines that one of genflow's own runs, with any scheduler: all without or by classes."""
+"""Saved pipelines that one of genflow's own runs; those of images, all without or by classes, with any scheduler."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -52,6 +54,16 @@ def choose_dtype(name: str) -> torch.dtype:
     return DTYPES[check_choice("--dtype", name, ["auto", *DTYPES])]
 
 
+def launched(device: str) -> tuple[tuple[int, int], Callable[[], Any]]:
+    """This process's index and their number, and what waits for the others, under ``accelerate launch`` or torchrun."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return (0, 1), lambda: None
+    from genflow.processes import process_state
+
+    state = process_state(cpu=device == "cpu")
+    return (state.process_index, state.num_processes), state.wait_for_everyone
+
+
 def quiet() -> None:
     """Silence the libraries' bars and notes: the command line has its own bar, and reports what they raise."""
     logging.set_verbosity(logging.CRITICAL)
@@ -72,10 +84,9 @@ def load_pipeline(folder: Path, dtype: torch.dtype, device: torch.device) -> Any
     Raises:
         InputError: a file is cut short or unreadable, or the pipeline cannot be put together from the folder.
     """
-    name = read_index(folder).get("_class_name")
     for weights in sorted(folder.glob("**/*.safetensors")):
         check_safetensors(weights)
-    kind = _IMAGE_PIPELINES.get(name[-1] if isinstance(name, list) else name, DiffusionPipeline)
+    kind = _PIPELINES.get(class_name(read_index(folder)), DiffusionPipeline)
     try:
         pipeline = kind.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
     except InputError:

@@ -22,6 +22,7 @@ from genflow.cli.generate import generate
 from genflow.cli.help import help_text
 from genflow.cli.info import info
 from genflow.cli.train import train
+from genflow.cli.translate import translate
 from genflow.errors import DivergedError, InputError, NonFiniteError
 
 __all__ = ["app", "main", "run"]
@@ -34,7 +35,7 @@ app = typer.Typer(
 )
 
 
-for _command in (generate, compare, evaluate, train, info):
+for _command in (generate, translate, compare, evaluate, train, info):
     app.command(help=help_text(_command.__doc__))(_command)
 app.add_typer(distill, name="distill")
 

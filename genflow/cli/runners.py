@@ -19,10 +19,10 @@ from genflow.errors import InputError, NonFiniteError, check_choice, check_keys,
 from genflow.files import fingerprint
 from genflow.guidance import GUIDANCES, check_guidable, create_guidance, guide
 from genflow.guidance.attach_layout import scale_argument
-from genflow.pipelines import ImagePipeline
+from genflow.pipelines import ImagePipeline, TranslationPipeline
 from genflow.schedulers import SCHEDULERS, create_scheduler
 
-__all__ = ["DiffusersRunner", "ImageRunner", "Progress", "Runner", "make_runner", "scheduler_name"]
+__all__ = ["DiffusersRunner", "ImageRunner", "Progress", "Runner", "batch_for", "make_runner", "scheduler_name"]
 
 Progress = Callable[[float], None]
 """Told, after each step of a batch, what share of the batch's steps is done."""
@@ -120,7 +120,7 @@ def _generators(jobs: Sequence[Job]) -> list[torch.Generator]:
     return [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]
 
 
-def _batch_for(pipeline: Any, network: Any) -> int:
+def batch_for(pipeline: Any, network: Any) -> int:
     """64 small images at once, fewer large ones: 2^18 pixels, taking a VAE to make 8 of each latent's side."""
     size = network.config.get("sample_size") if network is not None else None
     if size is None:
@@ -141,7 +141,7 @@ class ImageRunner(Runner):
 
     @property
     def batch_size(self) -> int:
-        return _batch_for(self.pipeline, self.pipeline.unet)
+        return batch_for(self.pipeline, self.pipeline.unet)
 
     def _default_steps(self) -> int:
         return self.pipeline.config.default_steps
@@ -207,7 +207,7 @@ class DiffusersRunner(Runner):
     @property
     def batch_size(self) -> int:
         network = getattr(self.pipeline, "transformer", None) or getattr(self.pipeline, "unet", None)
-        return _batch_for(self.pipeline, network)
+        return batch_for(self.pipeline, network)
 
     def _default(self, name: str) -> Any:
         parameter = self._parameters.get(name)
@@ -307,4 +307,6 @@ def make_runner(pipeline: Any, folder: Path) -> Runner:
     Raises:
         InputError: the pipeline needs inputs that the command line cannot give (an image, an audio clip).
     """
+    if isinstance(pipeline, TranslationPipeline):
+        raise InputError(f"--model: {folder} translates images; allowed here: a model that makes them from noise")
     return (ImageRunner if isinstance(pipeline, ImagePipeline) else DiffusersRunner)(pipeline, folder)

@@ -55,4 +55,8 @@ def train(
 
     settings = (settings or []) + (["dynamics.enabled=true"] if dynamics else [])
     folder = run(recipe, settings, out, restart=restart, skip_bad=skip_bad, trackers=tracker or [])
-    typer.echo(f"trained: {folder}   try it: genflow generate --model {folder}", err=True)
+    from genflow.pipelines.loading import class_name, read_index
+
+    translates = class_name(read_index(folder)) == "TranslationPipeline"
+    command = "translate SOURCE" if translates else "generate"
+    typer.echo(f"trained: {folder}   try it: genflow {command} --model {folder}", err=True)
