@@ -23,7 +23,7 @@ def sum_over_processes(value: Tensor) -> Tensor:
 
 def mean_over_processes(value: Tensor) -> Tensor:
     """The mean of all elements of ``value`` over all processes, which may have different numbers: a scalar."""
-    total, count = sum_over_processes(torch.stack([value.sum(), value.new_tensor(value.numel())]))
+    total, count = sum_over_processes(torch.stack([value.sum(), value.new_full((), value.numel())]))
     return total / count
 
 
