@@ -17,12 +17,13 @@ from genflow.errors import InputError, check_number
 __all__ = ["Discriminator"]
 
 _CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
+_NARROWEST = 4  # normalization over one value alone would leave nothing of it
 _SMALL = 4  # a side below which a feature map is no longer halved
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    """At most 32 groups, of 4 channels at least where that divides the width."""
-    groups = next(g for g in range(min(32, max(1, channels // 4)), 0, -1) if channels % g == 0)
+    """As many groups of 4 channels or more as divide the width, 32 at most."""
+    groups = next(g for g in range(min(32, channels // _NARROWEST), 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels)
 
 
@@ -74,10 +75,10 @@ class Discriminator(nn.Module):
 
     Args:
         shapes: of the features, without the batch: (C,), tokens (N, C), maps (C, H, W) or volumes (C, T, H, W).
-        width: channels of a head; by default as many as its feature has, 256 at most.
+        width: channels of a head, 4 at least; by default as many as its feature has, within 32 and 256.
 
     Raises:
-        InputError: no features, a shape of another kind, or a width below 1.
+        InputError: no features, a shape of another kind, or a width below 4.
     """
 
     def __init__(self, shapes: Sequence[Sequence[int]], width: int | None = None) -> None:
@@ -85,13 +86,13 @@ class Discriminator(nn.Module):
         if not shapes:
             raise InputError("shapes: none; allowed: the shape of one feature or more")
         if width is not None:
-            check_number("width", width, at_least=1, integer=True)
+            check_number("width", width, at_least=_NARROWEST, integer=True)
         self.heads = nn.ModuleList()
         for shape in shapes:
             if not 1 <= len(shape) <= 4 or min(shape) < 1:
                 raise InputError(f"shapes: got {tuple(shape)}; allowed: (C,), (N, C), (C, H, W) or (C, T, H, W)")
             channels = _grid(tuple(shape))[0]
-            self.heads.append(_Head(tuple(shape), int(width or min(channels, 256))))
+            self.heads.append(_Head(tuple(shape), int(width or min(max(channels, 32), 256))))
 
     @classmethod
     def on_teacher(

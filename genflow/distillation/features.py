@@ -18,6 +18,10 @@ from genflow.prediction import Prediction
 __all__ = ["FeatureTap", "FeatureTeacher", "default_features"]
 
 
+def _unwrapped(network: nn.Module) -> nn.Module:
+    return extract_model_from_parallel(network, keep_torch_compile=False)
+
+
 def default_features(network: nn.Module) -> tuple[str, ...]:
     """The module in the middle of ``network``, by name: the coarsest level of a U-Net, the middle block of a
     transformer.
@@ -63,7 +67,7 @@ class FeatureTap(AbstractContextManager["FeatureTap"]):
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str], then: str = "go-on") -> None:
-        bare = extract_model_from_parallel(network)
+        bare = _unwrapped(network)
         known = dict(bare.named_modules())
         if not names or len(set(names)) < len(names):
             raise InputError(f"features: got {list(names)}; allowed: one or more names of modules, each once")
@@ -141,7 +145,7 @@ class FeatureTeacher:
         self.model = model
         self.path = model.path
         model.network.requires_grad_(False).eval()
-        self.names = default_features(extract_model_from_parallel(model.network)) if features is None else features
+        self.names = default_features(_unwrapped(model.network)) if features is None else features
         FeatureTap(model.network, self.names)  # a name that is wrong fails here
         self.guidance = None if guidance is None or guidance.neutral else guidance
         self.unconditional = dict(unconditional or {})
