@@ -13,7 +13,14 @@ def reflow(
     model: Annotated[str, typer.Argument(help="The teacher: a shipped model's name or a saved pipeline's folder.")],
     out: Annotated[Path, typer.Option("--out", help="The folder of the run; the student is OUT/pipeline.")],
     rounds: Annotated[int, typer.Option("--rounds", help="Rounds of reflow, each from the last one's student.")] = 1,
-    pairs: Annotated[int, typer.Option("--pairs", help="Pairs of noise and image a round is trained on.")] = 50_000,
+    pairs: Annotated[
+        int | None,
+        typer.Option(
+            "--pairs",
+            help="Pairs of noise and image that a round is trained on.  [default: 50000]",
+            show_default=False,
+        ),
+    ] = None,
     distill_steps: Annotated[
         int | None,
         typer.Option(
@@ -22,6 +29,9 @@ def reflow(
             metavar="K",
             show_default=False,
         ),
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="A YAML file of settings that differ from reflow's own.")
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -60,6 +70,7 @@ def reflow(
         rounds=rounds,
         pairs=pairs,
         distill_steps=distill_steps,
+        recipe=recipe,
         overrides=settings or [],
         restart=restart,
         trackers=tracker or [],

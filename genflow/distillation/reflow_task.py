@@ -97,7 +97,7 @@ class ReflowTask(ImageTask):
         self.objective = Objective(self.path, "flow_prediction", **options, grid=grid)
 
     def create_network(self) -> nn.Module:
-        network = copy.deepcopy(self.teacher.pipeline.unet).to("cpu", torch.float32)
+        network = copy.deepcopy(self.teacher.pipeline.unet).to("cpu")
         return for_training(network.requires_grad_(True))
 
     def bind(self, network: nn.Module, prepared: nn.Module, device: torch.device, size: int, slots: int) -> None:

@@ -59,7 +59,7 @@ class ODETeacher:
         """
         folder = locate(model)
         self.hash = fingerprint(folder)
-        self.pipeline = ImagePipeline.from_pretrained(folder).to(device)
+        self.pipeline = ImagePipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
         self.pipeline.unet.to(memory_format=torch.channels_last).eval().requires_grad_(False)
         self.device = torch.device(device)
         default_steps = self.pipeline.config.default_steps

@@ -121,9 +121,8 @@ def test_every_round_lowers_transport_costs_and_straightness(rounds):
         costs = [float(values.mean()) for values in each]
         assert costs[1] < 0.95 * costs[0], name
         for before, after in itertools.pairwise(each[1:]):
-            # the same noise in both: the error of the difference is small; a network's own error is not
-            saved = before - after
-            assert float(saved.mean()) > -3 * float(saved.std()) / len(noise) ** 0.5 - 2e-3 * costs[1], name
+            saved = before - after  # of the same noise, so that its error is small
+            assert float(saved.mean()) > 3 * float(saved.std()) / len(noise) ** 0.5, name
     # few steps gain by it
     errors = []
     for model, run in zip(rounds, runs, strict=True):
@@ -143,11 +142,11 @@ def test_every_round_keeps_the_marginals(rounds):
     exact = data(200_000, 3)
     for number, model in enumerate(rounds):
         made = solve(model, noise)
-        assert energy_distance(made, data(count, 11)) < 2 * chance + 0.004 * number, number
+        assert energy_distance(made, data(count, 11)) < 3 * chance, number
         tolerance = 4 * exact.std(dim=0) / count**0.5 + 0.03 * number
         assert bool(((made.mean(dim=0) - exact.mean(dim=0)).abs() < tolerance).all())
         assert torch.allclose(made.T.cov(), exact.T.cov(), atol=0.1 + 0.05 * number)
-    assert energy_distance(solve(rounds[0], noise) + 0.15, data(count, 11)) > 2 * chance + 0.008  # a shift is seen
+    assert energy_distance(solve(rounds[0], noise) + 0.15, data(count, 11)) > 6 * chance  # a shift is seen
 
 
 @pytest.mark.slow
