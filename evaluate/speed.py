@@ -231,10 +231,18 @@ def schedulers(quick: bool) -> list[Row]:
     return rows
 
 
+def transport(quick: bool) -> list[Row]:
+    """Entropic optimal transport to a marginal error of 1e-9 at small regularization, against POT."""
+    from genflow.evaluate.speed_transport import compare_with_pot
+
+    return [Row(**row) for row in compare_with_pot(quick)]
+
+
 BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "metrics": metrics,
     "network": network,
     "schedulers": schedulers,
+    "transport": transport,
 }
 """Benchmarks by name; each takes ``quick`` (small sizes, for tests) and returns its rows."""
 
