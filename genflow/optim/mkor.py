@@ -21,6 +21,7 @@ __all__ = ["MKOR"]
 
 FACTORS = ("input_inverse", "output_inverse")
 SHARED = ("updates", "first_order", "loss_sum", "loss_seen", "loss_mean", "loss_rate", "loss_best", "loss_count")
+_HINT = "unsupported='base' (in a recipe, optimizer.options.unsupported=base) leaves such layers to the base optimizer"
 
 
 class _Layer:
@@ -114,11 +115,11 @@ class MKOR(NestedOptimizer):
             "clip": clip,
             "half_precision": half_precision,
         }
-        self._start(
+        self._set_up(
             params, model, lr, weight_decay, base, base_options, exclude, unsupported, loss_scale, values, flags
         )
 
-    def _start(
+    def _set_up(
         self,
         params: nn.Module | ParamsT,
         model: nn.Module | None,
@@ -337,9 +338,9 @@ def _problem(module: nn.Module, own: str, param: Tensor, known: set[int]) -> tup
     """Why a matrix cannot be preconditioned, and whether that is for its layer's kind; None if it can."""
     kind = type(module).__name__
     if not isinstance(module, SUPPORTED) or own != "weight":
-        return f"MKOR has no factors for {kind}; allowed: Linear, Conv1d, Conv2d, Conv3d (unsupported='base')", True
+        return f"MKOR has no factors for {kind}; allowed: Linear, Conv1d, Conv2d, Conv3d; {_HINT}", True
     if getattr(module, "groups", 1) != 1:
-        return f"MKOR has no factors for {kind} with groups={module.groups}; allowed: 1 (unsupported='base')", True
+        return f"MKOR has no factors for {kind} with groups={module.groups}; allowed: 1; {_HINT}", True
     if not param.requires_grad:
         return "it is frozen (requires_grad=False), which MKOR cannot update", False
     if id(param) not in known:

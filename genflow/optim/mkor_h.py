@@ -79,7 +79,7 @@ class MKORH(MKOR):
             "loss_beta": loss_beta,
             "patience": patience,
         }
-        self._start(
+        self._set_up(
             params, model, lr, weight_decay, base, base_options, exclude, unsupported, loss_scale, values, flags
         )
 
