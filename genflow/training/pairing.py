@@ -54,9 +54,8 @@ def match_images(first: ImageData, second: ImageData) -> Tensor:
     """
     if first.names is None or second.names is None:
         if len(first) != len(second):
-            raise InputError(
-                f"interpolant.pairing: {len(first)} images and {len(second)}; allowed: as many on each side"
-            )
+            counts = f"{len(first)} images at t = 0 and {len(second)} at t = 1"
+            raise InputError(f"interpolant.pairing: {counts}; allowed: as many on each side")
         return torch.arange(len(first))
     ours, theirs = _stems(first.names), _stems(second.names)
     places = {name: place for place, name in enumerate(theirs)}
