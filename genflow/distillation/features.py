@@ -45,6 +45,14 @@ def default_features(network: nn.Module) -> tuple[str, ...]:
     raise InputError(f"features: no middle is known of {type(network).__name__}; name its modules ({parts} ...)")
 
 
+def _main_tensor(output: Any) -> Tensor:
+    """The last tensor at the top of a module's output: a U-Net block gives (x, skips), a joint block (text, x)."""
+    while not isinstance(output, Tensor):
+        parts = list(output.values()) if isinstance(output, Mapping) else list(output)
+        output = next((part for part in reversed(parts) if isinstance(part, Tensor)), parts[0])
+    return output
+
+
 class _Enough(Exception):  # noqa: N818 - nothing is wrong: the last feature is there
     """Ends a forward pass of which nothing more is wanted."""
 
@@ -54,7 +62,8 @@ class FeatureTap(AbstractContextManager["FeatureTap"]):
 
     Args:
         network: any network, wrapped by accelerate or not.
-        names: of its modules, as in ``named_modules()``. A module that gives several tensors gives its first here.
+        names: of its modules, as in ``named_modules()``. Of a module that gives several things, the
+            last tensor at the top is taken.
         then: what happens to the rest of the forward pass once all are recorded: ``go-on``; ``no-grad``, it goes on
             without a graph; ``stop``, it ends, and with it the ``with`` block.
 
@@ -89,9 +98,7 @@ class FeatureTap(AbstractContextManager["FeatureTap"]):
 
     def _hook(self, name: str) -> Callable[..., None]:
         def record(module: nn.Module, inputs: Any, output: Any) -> None:
-            while not isinstance(output, Tensor):
-                output = output[0]
-            self._found[name] = output
+            self._found[name] = _main_tensor(output)
             if len(self._found) == len(self.modules):
                 if self.then == "stop":
                     raise _Enough

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
 from genflow.distillation import FeatureTap, FeatureTeacher
@@ -150,6 +151,36 @@ def test_modules_by_name_in_the_order_asked_for() -> None:
     shapes = [(16, 8, 8), (8, 4, 4), (16, 4, 4)]
     assert teacher.feature_shapes(x) == shapes
     assert [tuple(f.shape[1:]) for f in teacher(x, t)[1]] == shapes
+
+
+def test_a_unet_without_a_middle_has_a_last_block() -> None:
+    network = UNet2DModel(
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        mid_block_type=None,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+    assert default_features(network) == ("down_blocks.1",)
+
+
+@pytest.mark.parametrize("give", [lambda x: x, lambda x: (2 * x, x), lambda x: (x, (2 * x,)), lambda x: ([x, (x,)],)])
+def test_the_main_one_of_several_tensors(give) -> None:
+    """Of (text, x) the second, of (x, skips) the first."""
+
+    class Block(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return give(x)
+
+    network = nn.Sequential(Block())
+    x = torch.randn(2, 3)
+    with FeatureTap(network, ["0"]) as tap:
+        network(x)
+    assert torch.equal(tap.features[0], x)
+    passing = nn.Sequential(nn.Identity())
+    with FeatureTap(passing, ["0"]) as tap:
+        passing(UNet2DOutput(sample=x))
+    assert torch.equal(tap.features[0], x)
 
 
 @pytest.mark.parametrize("rule", [CFG(2.5), CFG(2.5, interval=(0.5, 5.0)), APG(4.0)], ids=["cfg", "interval", "apg"])
