@@ -29,13 +29,14 @@ class PairsSection(Section):
     """How noise and images are paired; see :func:`genflow.distillation.make_pairs`, which has the defaults' reasons."""
 
     count: Count = 50_000
+    real: Annotated[int, Field(ge=0)] = Field(0, description="further pairs: images of data, carried to their noise")
     solver: str | None = Field(None, description="a scheduler's name; by default the teacher's own")
     solver_options: dict[str, Any] = Field({})
     steps: Count | None = Field(None, description="by default the teacher's own")
     guidance_scale: float | None = Field(None, description="by default the teacher's own")
     shard_size: Count = 2048
     dtype: Literal["float32", "float16"] = "float32"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     batch_size: Count | None = None
 
 
@@ -47,7 +48,7 @@ class MeasureSection(Section):
 
 
 class ReflowRecipe(Recipe):
-    """One run of reflow. Network and path are the teacher's; data are the pairs."""
+    """One run of reflow. Network and path are the teacher's; ``data`` is for pairs of real images alone."""
 
     data: DataSection | None = None  # type: ignore[assignment]
     pairs: PairsSection = PairsSection()
@@ -56,10 +57,13 @@ class ReflowRecipe(Recipe):
 
     def model_post_init(self, context: Any) -> None:
         super().model_post_init(context)
-        for key in ("data", "network", "path", "interpolant", "coupling"):
+        for key in ("network", "path", "interpolant", "coupling"):
             field = type(self).model_fields.get(key)
             if field is not None and getattr(self, key) != field.get_default(call_default_factory=True):
-                raise InputError(f"{key}: cannot be set; reflow takes its network, path and images from the teacher")
+                raise InputError(f"{key}: cannot be set; reflow takes its network and path from the teacher")
+        if (self.data is None) != (self.pairs.real == 0):
+            given = "given" if self.data else "not given"
+            raise InputError(f"pairs.real: {self.pairs.real} with data.source {given}; allowed: both, or neither")
         if self.objective.type != "velocity":
             raise InputError(f"objective.type: {self.objective.type!r}; allowed in reflow: velocity")
 

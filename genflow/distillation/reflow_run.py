@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from genflow.data import load_images
 from genflow.distillation.pairs import Pairs, load_pairs, make_pairs
 from genflow.distillation.reflow_recipe import MeasureSection, ReflowRecipe, load_reflow_recipe
 from genflow.distillation.reflow_task import ReflowTask
@@ -161,19 +162,7 @@ class _StageRun:
         teacher = ODETeacher(self.teacher, device, **options)
         zero = torch.zeros(1, *teacher.shape)
         self._task(teacher, Pairs(zero, zero, teacher.labels(1)))  # refuses before any work
-        make_pairs(
-            self.teacher,
-            self.folder / "pairs",
-            count=section.count,
-            seed=mixed_seed(self.recipe.seed, self.stage.number),
-            shard_size=section.shard_size,
-            dtype=section.dtype,
-            precision=section.precision,
-            batch_size=section.batch_size,
-            progress=self.progress,
-            **options,
-        )
-        pairs = load_pairs(self.folder / "pairs")
+        pairs = self._pairs(options)
         Trainer(self._task(teacher, pairs), self.folder / "train", trackers=self.trackers, progress=self.progress).run()
         report = {"stage": self.stage.name, "teacher": teacher.hash, "student": fingerprint(self.pipeline)}
         report["pairs"] = {
@@ -188,6 +177,26 @@ class _StageRun:
             self._print(report)
         self.state.wait_for_everyone()
         return report
+
+    def _pairs(self, options: dict[str, Any]) -> Pairs:
+        """The stage's pairs, made as far as they are missing; ``options`` are of the teacher."""
+        section = self.recipe.pairs
+        common = {
+            "seed": mixed_seed(self.recipe.seed, self.stage.number),
+            "shard_size": section.shard_size,
+            "dtype": section.dtype,
+            "precision": section.precision,
+            "batch_size": section.batch_size,
+            "progress": self.progress,
+            **options,
+        }
+        real = None
+        if section.real:  # first, since images may not fit
+            data = self.recipe.data
+            images = load_images(data.source, data.split)
+            real = make_pairs(self.teacher, self.folder / "real", count=section.real, images=images, **common)
+        pairs = load_pairs(make_pairs(self.teacher, self.folder / "pairs", count=section.count, **common))
+        return pairs if real is None else pairs.join(load_pairs(real))
 
     def _task(self, teacher: ODETeacher, pairs: Pairs) -> ReflowTask:
         # how the flow is measured does not matter to an interrupted training

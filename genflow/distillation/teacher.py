@@ -11,11 +11,11 @@ from tqdm.auto import tqdm
 
 from genflow.errors import InputError, check_number
 from genflow.files import fingerprint
-from genflow.guidance import create_guidance
+from genflow.guidance import GuidedModel, create_guidance
 from genflow.metrics.distance import rms_distance
 from genflow.paths import Path as GaussianPath
 from genflow.pipelines import ImagePipeline, locate
-from genflow.sampling import sample
+from genflow.sampling import ProbabilityFlow, sample
 from genflow.schedulers import Family, PathScheduler, create_scheduler
 from genflow.solvers import FRAMES
 from genflow.trajectory import sample_trajectory
@@ -23,6 +23,7 @@ from genflow.trajectory import sample_trajectory
 __all__ = ["ODETeacher", "clock_times", "keeps_path"]
 
 _FEW = (1, 2, 4)
+_LOW = 0.002
 _MANY = 8  # steps from which a pipeline's own sampler counts as a solution
 
 
@@ -140,6 +141,40 @@ class ODETeacher:
             callback=None if after is None else lambda step, *_: after(step),
             **self._conditioning(labels),
         )
+
+    @torch.no_grad()
+    def invert(self, images: Tensor, labels: Tensor | None, after: Callable[[int], None] | None = None) -> Tensor:
+        """The noise that the ODE carries to ``images`` ``(B, ...)``, by ``steps`` Heun steps, even on its clock.
+
+        The other arguments are as in :meth:`solve`. A network that predicts x0 or noise begins at noise level 0.002
+        (Karras et al. 2022), since it does not tell a velocity at 0.
+        """
+        from torchdiffeq import odeint
+
+        path, top = self.scheduler.path, float(self.times[0])
+        exact = self.scheduler.family.prediction_type in ("flow_prediction", "v_prediction")
+        low = 0.0 if exact and self.scheduler.family.name != "edm" else float(path.time(_LOW))
+        times = clock_times(path, self.steps, top)[::-1].copy()
+        times[0] = low
+        model = self.pipeline.path_model()
+        if self.guidance is not None:
+            model = GuidedModel(model, self.guidance, self.pipeline.null_label)
+            model.reset(self.steps)
+        flow = ProbabilityFlow(model, low, top, self._conditioning(labels))
+        grid = torch.as_tensor(flow.clock(times), dtype=torch.float64, device=images.device)
+        start = images.float() * (float(path.alpha(low)) / flow.scale(low))
+        calls = 0
+
+        def slope(u: Tensor, z: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            if after is not None and calls % 2 == 0:
+                after(calls // 2 - 1)
+            return flow(u, z)
+
+        options = {"grid_constructor": lambda *_: grid}
+        z = odeint(slope, start, grid[[0, -1]], method="heun2", options=options)[-1]
+        return z.float() * (flow.scale(top) / self._prior)
 
     def _conditioning(self, labels: Tensor | None) -> dict[str, Any]:
         return {} if labels is None else {"class_labels": labels.to(self.device)}

@@ -7,13 +7,23 @@ import sys
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save_file
 
+from genflow.data import ImageData
 from genflow.distillation import Pairs, load_pairs, make_pairs
 from genflow.distillation.teacher import ODETeacher
 from genflow.errors import InputError
+from genflow.models import from_function
 from genflow.pipelines import ImagePipeline
-from genflow.schedulers import GHVBScheduler, PFGMPlusPlusScheduler, StochasticInterpolantScheduler, create_scheduler
+from genflow.schedulers import (
+    EDMFamily,
+    GHVBScheduler,
+    PFGMPlusPlusScheduler,
+    RectifiedFlowScheduler,
+    StochasticInterpolantScheduler,
+    create_scheduler,
+)
 
 MEANS, STD = (-0.4, 0.1, 0.6), 0.5
 SMALL = {"count": 10, "shard_size": 4, "progress": False, "device": "cpu"}
@@ -195,11 +205,89 @@ def test_teachers_that_have_no_ode_of_gaussian_noise(make_teacher, tmp_path):
     assert (told.describe()["solver"], told.steps) == ("GHVBScheduler", 2)
 
 
+def some_images(count=30, classes=3, size=4):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 1, size, size), generator=generator, dtype=torch.uint8)
+    return ImageData(images, torch.arange(count) % classes if classes else None)
+
+
+def test_real_images_are_carried_to_the_noise_of_the_closed_form(gaussian_teacher, tmp_path):
+    images = some_images()
+    options = {**SMALL, "count": 20, "steps": 200, "images": images}
+    make_pairs(gaussian_teacher, tmp_path / "p", **options)
+    pairs = load_pairs(tmp_path / "p")
+    rows = [int((images.images.float() / 127.5 - 1 == row).all(dim=(1, 2, 3)).nonzero()) for row in pairs.images]
+    assert len(set(rows)) == 20
+    assert torch.equal(pairs.labels, images.labels[rows])
+    means = torch.tensor(MEANS)[pairs.labels].view(-1, 1, 1, 1)
+    torch.testing.assert_close(pairs.noise, (pairs.images - means) / STD, rtol=0, atol=1e-3)
+    before = contents(tmp_path / "p")
+    (tmp_path / "p" / "shard-00002.safetensors").unlink()
+    make_pairs(gaussian_teacher, tmp_path / "p", **options)
+    assert contents(tmp_path / "p") == before
+    with pytest.raises(InputError, match="its 'images' is"):
+        make_pairs(gaussian_teacher, tmp_path / "p", **{**options, "images": None})
+
+
+def on_path(kind):
+    """A scheduler of each kind of path and prediction."""
+    return {
+        "flow": RectifiedFlowScheduler(solver="heun"),
+        "epsilon": RectifiedFlowScheduler.from_config(DDPMScheduler().config, solver="heun"),
+        "v": RectifiedFlowScheduler.from_config(DDPMScheduler(prediction_type="v_prediction").config, solver="heun"),
+        "edm": RectifiedFlowScheduler(solver="heun", **EDMFamily({}).config),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["flow", "epsilon", "v", "edm"])
+def test_inversion_is_the_exact_flow_of_a_gaussian(make_teacher, gaussian_flow, kind):
+    teacher = ODETeacher(make_teacher(scheduler=on_path(kind), classes=None), steps=64)
+    path = teacher.scheduler.path
+
+    def flow(x, t):  # E[eps - x0 | x] for data normal(0.7, 0.5^2)
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        return (sigma - alpha * 0.25) / (alpha**2 * 0.25 + sigma**2) * (x - alpha * 0.7) - 0.7
+
+    teacher.pipeline.path_model = lambda: from_function(flow, path, "flow_prediction")
+    images = 0.7 + 0.5 * torch.randn(5, 1, 8, 8)
+    start = path.time(0.002) if kind in ("epsilon", "edm") else 0.0
+    exact = gaussian_flow(path, path.alpha(start) * images, start, float(teacher.times[0]))
+    found = teacher.invert(images, None) * path.sigma(float(teacher.times[0]))
+    torch.testing.assert_close(found, exact, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["flow", "v", "edm"])
+def test_a_teacher_carries_inverted_images_back(make_teacher, kind):
+    """One guided map and its inverse, by networks that nobody trained."""
+    teacher = ODETeacher(make_teacher(scheduler=on_path(kind), default_guidance_scale=1.5), steps=60)
+    images = some_images(size=8).images[:6].float() / 127.5 - 1
+    seen = []
+    noise = teacher.invert(images, teacher.labels(6), seen.append)
+    assert seen == list(range(60))
+    back = teacher.solve(noise, teacher.labels(6))
+    assert float((back - images).square().mean().sqrt()) < 0.03
+
+
+def test_images_that_do_not_fit_the_teacher(gaussian_teacher, tmp_path):
+    for images, says in (
+        (some_images(size=5), r"\(1, 5, 5\) in pixels; allowed: \(1, 4, 4\)"),
+        (some_images(5), "10 asked for, 5 there"),
+        (some_images(classes=4), "4 classes; the teacher knows 3"),
+        (some_images(classes=None), "None classes; the teacher knows 3"),
+    ):
+        with pytest.raises(InputError, match=says):
+            make_pairs(gaussian_teacher, tmp_path / "p", **SMALL, images=images)
+
+
 def test_pairs_of_shapes_that_do_not_fit():
     with pytest.raises(InputError, match="pairs: noise"):
         Pairs(torch.zeros(3, 2), torch.zeros(4, 2))
     with pytest.raises(InputError, match="labels: shape"):
         Pairs(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64))
+    labelled = Pairs(torch.zeros(3, 2), torch.ones(3, 2), torch.arange(3))
+    with pytest.raises(InputError, match="labels: only one"):
+        labelled.join(Pairs(torch.zeros(3, 2), torch.zeros(3, 2)))
+    assert labelled.join(labelled).labels.tolist() == [0, 1, 2, 0, 1, 2]
 
 
 def test_no_pairs_there(tmp_path):

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -147,7 +148,9 @@ def test_a_run_of_other_settings_or_another_teacher_is_refused(make_teacher, tmp
         ({"pairs": 0}, "pairs: got 0"),
         ({"overrides": ["network.type=dit"]}, "network: cannot be set; reflow takes its network"),
         ({"overrides": ["path.type=vp"]}, "path: cannot be set"),
-        ({"overrides": ["data.source=x"]}, "data: cannot be set"),
+        ({"overrides": ["data.source=x"]}, "pairs.real: 0 with data.source given; allowed: both, or neither"),
+        ({"overrides": ["pairs.real=5"]}, "pairs.real: 5 with data.source not given"),
+        ({"overrides": ["pairs.real=5", "data.source=./none.npz"]}, "data.source: './none.npz'"),
         ({"overrides": ["objective.type=epsilon"]}, "objective.type: 'epsilon'; allowed in reflow: velocity"),
         ({"overrides": ["pairs.cuont=3"]}, r"reflow: unknown key 'pairs.cuont' \(did you mean 'count'\?\)"),
         ({"overrides": ["objective.times=u-shape"]}, "objective.times"),
@@ -262,6 +265,17 @@ def test_the_loss_is_the_error_on_the_line_of_each_pair(make_teacher, kind):
         torch.testing.assert_close(task.loss(4, 0), expected, rtol=1e-3, atol=1e-5)
     straight = from_function(lambda *_, **__: batch.noise - batch.images, path, "flow_prediction")
     assert float(task._loss(straight, batch)) < 1e-9
+
+
+def test_real_images_join_the_pairs(make_teacher, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (12, 8, 8), generator=generator, dtype=torch.uint8).numpy()
+    np.savez(tmp_path / "real.npz", arr_0=images, labels=np.arange(12) % 3)
+    settings = [*TINY, "pairs.real=10", f"data.source={tmp_path / 'real.npz'}"]
+    reflow(make_teacher(), tmp_path / "out", overrides=settings, progress=False)
+    stage = json.loads((tmp_path / "out" / "reflow.json").read_text())["stages"][0]
+    assert stage["pairs"]["count"] == 34
+    assert len(list((tmp_path / "out" / "round-1" / "real").glob("*.safetensors"))) == 1
 
 
 def test_students_learn_their_pairs(make_teacher, tmp_path):
