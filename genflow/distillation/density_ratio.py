@@ -74,9 +74,9 @@ class DensityRatio(nn.Module):
 
     @classmethod
     def on_path(cls, path: Path, earliest: float, latest: float, **options: float) -> "DensityRatio":
-        """For training times from ``earliest`` to ``latest`` on ``path``, both inside (0, 1)."""
+        """For training times from ``earliest`` above 0 to ``latest`` on ``path``, where its level is finite."""
         check_number("earliest", earliest, above=0, below=1)
-        check_number("latest", latest, above=earliest, below=1)
+        check_number("latest", latest, above=earliest, at_most=1)
         return cls(path.noise_level(float(earliest)), path.noise_level(float(latest)), **options)
 
     def bin_index(self, noise_level: Tensor) -> Tensor:

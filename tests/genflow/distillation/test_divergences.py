@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -28,6 +28,7 @@ def test_f2_is_the_second_derivative_of_f(divergence: Divergence) -> None:
 
 
 @ALL
+@settings(deadline=None)
 @given(log_ratio=st.floats(-9, 9))
 def test_the_weight_is_positive_and_f2_times_the_square(divergence: Divergence, log_ratio: float) -> None:
     r = torch.tensor([math.exp(log_ratio)], dtype=torch.float64)

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -30,6 +30,7 @@ def draws(*shape: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     return [torch.randn(*shape, dtype=torch.float64).to(dtype) for _ in range(3)]
 
 
+@settings(deadline=None)
 @given(
     batch=st.integers(1, 4),
     shape=st.sampled_from([(2,), (3, 4), (1, 6, 5), (2, 2, 3, 4)]),
