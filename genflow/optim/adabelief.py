@@ -12,7 +12,11 @@ from genflow.optim.scalars import (
     Scalar,
     Scalars,
     addcdiv_scaled_,
+    decay_weights_,
     many_addcdiv_scaled_,
+    many_decay_weights_,
+    many_root_plus,
+    root_plus,
     select,
     sqrt,
 )
@@ -88,15 +92,22 @@ class AdaBelief(OptimizerBase):
     def _constants(self, group: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         beta1, beta2 = group["betas"]
         names = ("eps", "weight_decay", "weight_decouple", "rectify", "accumulate_eps")
-        return {"beta1": beta1, "beta2": beta2, **{name: group[name] for name in names}}
+        # g - m is taken at the mean before the step, 1 / beta1 times what the paper squares
+        take = (1 - beta2) * beta1**2
+        return {"beta1": beta1, "beta2": beta2, "take": take, **{name: group[name] for name in names}}
 
     def _scalars(self, group: dict[str, Any], lr: Scalar, t: Scalar) -> dict[str, Scalar]:
         beta1, beta2 = group["betas"]
         correction1, correction2 = 1 - beta1**t, 1 - beta2**t
         decay = 1 - (1 if group["fixed_decay"] else lr) * group["weight_decay"]
         if not group["rectify"]:
-            values = {"step_size": -lr / correction1, "root_correction": sqrt(correction2), "adaptive": 1.0}
-            return {"decay": decay, **values}
+            root = sqrt(correction2)  # of the denominator, here moved to what it divides
+            return {
+                "decay": decay,
+                "step_size": -lr * root / correction1,
+                "floor": group["eps"] * root,
+                "adaptive": 1.0,
+            }
         # RAdam (arXiv 1908.03265), Algorithm 2: n is the length of the moving average that the variance amounts to
         n_max = 2 / (1 - beta2) - 1
         n = n_max - 2 * t * beta2**t / correction2
@@ -107,7 +118,7 @@ class AdaBelief(OptimizerBase):
         return {
             "decay": decay,
             "step_size": -lr * factor / correction1,
-            "root_correction": 1.0,  # it is part of the rectified step size
+            "floor": group["eps"],
             "adaptive": select(adaptive, 1.0, 0.0),
         }
 
@@ -120,6 +131,7 @@ class AdaBelief(OptimizerBase):
         *,
         beta1: float,
         beta2: float,
+        take: float,
         eps: float,
         weight_decay: float,
         weight_decouple: bool,
@@ -127,20 +139,15 @@ class AdaBelief(OptimizerBase):
         accumulate_eps: bool,
         decay: Scalar,
         step_size: Scalar,
-        root_correction: Scalar,
+        floor: Scalar,
         adaptive: Scalar,
     ) -> None:
         """One tensor."""
-        if weight_decay and weight_decouple:
-            param.mul_(decay)
-        elif weight_decay:
-            grad = grad.add(param, alpha=weight_decay)
-        exp_avg.lerp_(grad, 1 - beta1)
+        grad = decay_weights_(param, grad, weight_decay, weight_decouple, decay)
         surprise = grad - exp_avg
-        exp_avg_var.mul_(beta2).addcmul_(surprise, surprise, value=1 - beta2)
-        variance = exp_avg_var.add_(eps) if accumulate_eps else exp_avg_var + eps
-        root = variance.sqrt()
-        denominator = root + eps if rectify else (root / root_correction).add_(eps)
+        exp_avg.add_(surprise, alpha=1 - beta1)
+        exp_avg_var.mul_(beta2).addcmul_(surprise, surprise, value=take)
+        denominator = root_plus(exp_avg_var.add_(eps) if accumulate_eps else exp_avg_var + eps, floor)
         if rectify and not (isinstance(adaptive, float) and adaptive == 1):
             denominator = denominator * adaptive + (1 - adaptive)  # 1 while there is no variance to use
         addcdiv_scaled_(param, exp_avg, denominator, step_size)
@@ -154,6 +161,7 @@ class AdaBelief(OptimizerBase):
         *,
         beta1: float,
         beta2: float,
+        take: float,
         eps: float,
         weight_decay: float,
         weight_decouple: bool,
@@ -161,27 +169,21 @@ class AdaBelief(OptimizerBase):
         accumulate_eps: bool,
         decay: Scalars,
         step_size: Scalars,
-        root_correction: Scalars,
+        floor: Scalars,
         adaptive: Scalars,
     ) -> None:
         """Many tensors at once."""
-        if weight_decay and weight_decouple:
-            torch._foreach_mul_(params, decay)
-        elif weight_decay:
-            grads = torch._foreach_add(grads, params, alpha=weight_decay)
-        torch._foreach_lerp_(exp_avg, grads, 1 - beta1)
+        grads = many_decay_weights_(params, grads, weight_decay, weight_decouple, decay)
         surprise = torch._foreach_sub(grads, exp_avg)
+        torch._foreach_add_(exp_avg, surprise, alpha=1 - beta1)
         torch._foreach_mul_(exp_avg_var, beta2)
-        torch._foreach_addcmul_(exp_avg_var, surprise, surprise, value=1 - beta2)
+        torch._foreach_addcmul_(exp_avg_var, surprise, surprise, value=take)
+        variances = exp_avg_var
         if accumulate_eps:
             torch._foreach_add_(exp_avg_var, eps)
-            denominators = torch._foreach_sqrt(exp_avg_var)
         else:
-            denominators = torch._foreach_add(exp_avg_var, eps)
-            torch._foreach_sqrt_(denominators)
-        if not rectify:
-            torch._foreach_div_(denominators, root_correction)
-        torch._foreach_add_(denominators, eps)
+            variances = list(torch._foreach_add(exp_avg_var, eps))
+        denominators = many_root_plus(variances, floor)
         if rectify and not (isinstance(adaptive, float) and adaptive == 1):
             each = adaptive if isinstance(adaptive, (list, tuple)) else [adaptive] * len(params)
             denominators = [d * a + (1 - a) for d, a in zip(denominators, each, strict=True)]

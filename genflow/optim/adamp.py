@@ -10,8 +10,8 @@ from torch.optim.optimizer import ParamsT
 from genflow.errors import check_number
 from genflow.optim.base import OptimizerBase
 from genflow.optim.options import Flags, check_betas
-from genflow.optim.projection import decay_, decay_many_, is_projected, project, warn_if_flat
-from genflow.optim.scalars import Scalar, Scalars, add_scaled_, many_add_scaled_, sqrt
+from genflow.optim.projection import descend_, descend_many_, warn_if_flat
+from genflow.optim.scalars import Scalar, Scalars, many_root_plus, root_plus, sqrt
 
 __all__ = ["AdamP"]
 
@@ -77,10 +77,11 @@ class AdamP(OptimizerBase):
 
     def _scalars(self, group: dict[str, Any], lr: Scalar, t: Scalar) -> dict[str, Scalar]:
         beta1, beta2 = group["betas"]
+        root = sqrt(1 - beta2**t)  # of the denominator, here moved to what it divides
         return {
             "shrink": lr * group["weight_decay"],
-            "step_size": -lr / (1 - beta1**t),
-            "root_correction": sqrt(1 - beta2**t),
+            "step_size": -lr * root / (1 - beta1**t),
+            "floor": group["eps"] * root,
         }
 
     @staticmethod
@@ -100,19 +101,15 @@ class AdamP(OptimizerBase):
         complex_view: bool,
         shrink: Scalar,
         step_size: Scalar,
-        root_correction: Scalar,
+        floor: Scalar,
     ) -> None:
         """One tensor."""
         exp_avg.lerp_(grad, 1 - beta1)
         exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         momentum = exp_avg.lerp(grad, 1 - beta1) if nesterov else exp_avg
-        update = momentum / (exp_avg_sq.sqrt() / root_correction).add_(eps)
-        ratio = None
-        if is_projected(param, complex_view):
-            update, ratio = project(param, grad, update, delta=delta, wd_ratio=wd_ratio, eps=eps)
-        if weight_decay:
-            decay_(param, ratio, shrink)
-        add_scaled_(param, update, step_size)
+        update = momentum / root_plus(exp_avg_sq, floor)
+        limits = {"delta": delta, "wd_ratio": wd_ratio, "eps": eps}
+        descend_(param, grad, update, complex_view, weight_decay > 0, shrink, step_size, **limits)
 
     @staticmethod
     def many(
@@ -131,23 +128,13 @@ class AdamP(OptimizerBase):
         complex_view: bool,
         shrink: Scalars,
         step_size: Scalars,
-        root_correction: Scalars,
+        floor: Scalars,
     ) -> None:
         """Many tensors at once."""
         torch._foreach_lerp_(exp_avg, grads, 1 - beta1)
         torch._foreach_mul_(exp_avg_sq, beta2)
         torch._foreach_addcmul_(exp_avg_sq, grads, grads, value=1 - beta2)
-        denominators = torch._foreach_sqrt(exp_avg_sq)
-        torch._foreach_div_(denominators, root_correction)
-        torch._foreach_add_(denominators, eps)
         momenta = torch._foreach_lerp(exp_avg, grads, 1 - beta1) if nesterov else exp_avg
-        updates = list(torch._foreach_div(momenta, denominators))
-        ratios: list[Scalar | None] = [None] * len(params)
-        for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
-            if is_projected(param, complex_view):
-                updates[index], ratios[index] = project(
-                    param, grad, updates[index], delta=delta, wd_ratio=wd_ratio, eps=eps
-                )
-        if weight_decay:
-            decay_many_(params, ratios, shrink)
-        many_add_scaled_(params, updates, step_size)
+        updates = list(torch._foreach_div(momenta, many_root_plus(exp_avg_sq, floor)))
+        limits = {"delta": delta, "wd_ratio": wd_ratio, "eps": eps}
+        descend_many_(params, grads, updates, complex_view, weight_decay > 0, shrink, step_size, **limits)

@@ -11,7 +11,16 @@ from genflow.optim.base import OptimizerBase
 from genflow.optim.batches import Collected
 from genflow.optim.execution import whole
 from genflow.optim.options import Flags, check_betas
-from genflow.optim.scalars import Scalar, Scalars, add_scaled_, many_add_scaled_, select, sqrt
+from genflow.optim.scalars import (
+    Scalar,
+    Scalars,
+    addcdiv_scaled_,
+    many_addcdiv_scaled_,
+    many_root_plus,
+    root_plus,
+    select,
+    sqrt,
+)
 
 __all__ = ["Adan"]
 
@@ -88,13 +97,13 @@ class Adan(OptimizerBase):
 
     def _constants(self, group: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         beta1, beta2, beta3 = group["betas"]
-        names = ("eps", "weight_decay", "no_prox")
         return {
             "beta1": beta1,
             "beta2": beta2,
             "beta3": beta3,
             "clipped": group["max_grad_norm"] > 0,
-            **{name: group[name] for name in names},
+            "weight_decay": group["weight_decay"],
+            "no_prox": group["no_prox"],
         }
 
     def _scalars(self, group: dict[str, Any], lr: Scalar, t: Scalar) -> dict[str, Scalar]:
@@ -103,13 +112,15 @@ class Adan(OptimizerBase):
         if group["max_grad_norm"] and self._norm is not None:
             clip = (group["max_grad_norm"] / (self._norm + group["eps"])).clamp_max(1)
         shrink = lr * group["weight_decay"]
+        correction1, root = 1 - beta1**t, sqrt(1 - beta3**t)
         return {
             "clip": clip,
             "follows": select(t > 1, 1.0, 0.0),
             "decay": 1 - shrink if group["no_prox"] else 1 / (1 + shrink),
-            "step_size": -lr / (1 - beta1**t),
-            "diff_step_size": -lr * beta2 / (1 - beta2**t),
-            "root_correction": sqrt(1 - beta3**t),
+            # the correction of the denominator is moved to what it divides, that of the mean out of the sum
+            "diff_weight": beta2 * correction1 / (1 - beta2**t),
+            "step_size": -lr * root / correction1,
+            "floor": group["eps"] * root,
         }
 
     @staticmethod
@@ -124,32 +135,34 @@ class Adan(OptimizerBase):
         beta1: float,
         beta2: float,
         beta3: float,
-        eps: float,
         weight_decay: float,
         no_prox: bool,
         clipped: bool,
         clip: Scalar,
         follows: Scalar,
         decay: Scalar,
+        diff_weight: Scalar,
         step_size: Scalar,
-        diff_step_size: Scalar,
-        root_correction: Scalar,
+        floor: Scalar,
     ) -> None:
         """One tensor."""
         if clipped:
             grad = grad * clip
-        diff = (grad - previous_grad) * follows
+        diff = grad - previous_grad
+        if not (isinstance(follows, float) and follows == 1):
+            diff = diff * follows
         previous_grad.copy_(grad)
         exp_avg.lerp_(grad, 1 - beta1)
         exp_avg_diff.lerp_(diff, 1 - beta2)
         ahead = grad.add(diff, alpha=beta2)
         exp_avg_sq.mul_(beta3).addcmul_(ahead, ahead, value=1 - beta3)
-        denominator = (exp_avg_sq.sqrt() / root_correction).add_(eps)
+        if isinstance(diff_weight, Tensor):
+            update = exp_avg + exp_avg_diff * diff_weight
+        else:
+            update = exp_avg.add(exp_avg_diff, alpha=diff_weight)
         if weight_decay and no_prox:
             param.mul_(decay)
-        update = exp_avg * step_size
-        add_scaled_(update, exp_avg_diff, diff_step_size)
-        param.addcdiv_(update, denominator)
+        addcdiv_scaled_(param, update, root_plus(exp_avg_sq, floor), step_size)
         if weight_decay and not no_prox:
             param.mul_(decay)
 
@@ -165,16 +178,15 @@ class Adan(OptimizerBase):
         beta1: float,
         beta2: float,
         beta3: float,
-        eps: float,
         weight_decay: float,
         no_prox: bool,
         clipped: bool,
         clip: Scalars,
         follows: Scalars,
         decay: Scalars,
+        diff_weight: Scalars,
         step_size: Scalars,
-        diff_step_size: Scalars,
-        root_correction: Scalars,
+        floor: Scalars,
     ) -> None:
         """Many tensors at once."""
         if clipped:
@@ -188,13 +200,13 @@ class Adan(OptimizerBase):
         ahead = torch._foreach_add(grads, diffs, alpha=beta2)
         torch._foreach_mul_(exp_avg_sq, beta3)
         torch._foreach_addcmul_(exp_avg_sq, ahead, ahead, value=1 - beta3)
-        denominators = torch._foreach_sqrt(exp_avg_sq)
-        torch._foreach_div_(denominators, root_correction)
-        torch._foreach_add_(denominators, eps)
+        if isinstance(diff_weight, float):
+            updates = torch._foreach_add(exp_avg, exp_avg_diff, alpha=diff_weight)
+        else:
+            updates = torch._foreach_mul(exp_avg_diff, diff_weight)
+            torch._foreach_add_(updates, exp_avg)
         if weight_decay and no_prox:
             torch._foreach_mul_(params, decay)
-        updates = torch._foreach_mul(exp_avg, step_size)
-        many_add_scaled_(updates, exp_avg_diff, diff_step_size)
-        torch._foreach_addcdiv_(params, updates, denominators)
+        many_addcdiv_scaled_(params, list(updates), many_root_plus(exp_avg_sq, floor), step_size)
         if weight_decay and not no_prox:
             torch._foreach_mul_(params, decay)

@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 
 from genflow.errors import InputError, NonFiniteError, check_number
-from genflow.optim.batches import Batch, Collected, chunks, count_step, split_by_form
-from genflow.optim.compiled import CompiledSteps
-from genflow.optim.execution import Rule, run_many, run_single, scalar_dtype, state_dtype
+from genflow.optim.batches import Batch, Collected, StepCounts, chunks, split_by_form
+from genflow.optim.compiled import CompiledSteps, as_tensors
+from genflow.optim.execution import Rule, run_each, run_many, run_single, scalar_dtype, state_dtype
+from genflow.optim.flat import FlatSteps, compiled_sizes, eager_sizes
 from genflow.optim.options import FLAG_DEFAULTS, check_flags, check_lr
 from genflow.optim.scalars import Scalar
 
@@ -42,7 +43,7 @@ class OptimizerBase(Optimizer):
         defaults = {key: tuple(value) if isinstance(value, list) else value for key, value in defaults.items()}
         self._check_group(defaults)
         self._skipped_steps = 0
-        self._compiled = CompiledSteps()
+        self._forget_caches()
         super().__init__(params, defaults)
 
     # what a subclass may replace
@@ -76,6 +77,11 @@ class OptimizerBase(Optimizer):
         """Called once a step, before any update, with state in place."""
 
     # construction and groups
+
+    def _forget_caches(self) -> None:
+        self._compiled = CompiledSteps()
+        self._counts = StepCounts()
+        self._flat: dict[Any, FlatSteps] = {}
 
     def _check_group(self, group: dict[str, Any]) -> None:
         check_lr(group["lr"])
@@ -131,7 +137,8 @@ class OptimizerBase(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_skipped_steps", 0)
-        self.__dict__.setdefault("_compiled", CompiledSteps())
+        if "_compiled" not in self.__dict__:  # copies and pickles have none
+            self._forget_caches()
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)  # a checkpoint from before the option was there
@@ -200,40 +207,41 @@ class OptimizerBase(Optimizer):
             self._skipped_steps += 1
             return loss
         for part in collected:
-            for param in part.params:
-                state = self.state[param]
-                if len(state) == 0:
-                    home = param.device if self._on_device(part.group) else torch.device("cpu")
-                    state["step"] = torch.zeros((), dtype=torch.float32, device=home)
-                    state.update(self._new_state(part.group, param))
-                part.states.append(state)
+            part.states.extend([self.state[param] for param in part.params])
+            if not all(part.states):
+                self._start(part)
         self._begin_step(collected)
         for part in collected:
             self._update_group(part)
         return loss
+
+    def _start(self, part: Collected) -> None:
+        for param, state in zip(part.params, part.states, strict=True):
+            if not state:
+                home = param.device if self._on_device(part.group) else torch.device("cpu")
+                state["step"] = torch.zeros((), dtype=torch.float32, device=home)
+                state.update(self._new_state(part.group, param))
 
     def _on_device(self, group: dict[str, Any]) -> bool:
         # inside a user's torch.compile of the step, counts must not become guards
         return group["capturable"] or torch.compiler.is_compiling()
 
     def _collect(self, index: int, group: dict[str, Any]) -> Collected:
-        params, grads = [], []
-        for position, param in enumerate(group["params"]):
-            grad = param.grad
-            if grad is None:
-                if group["missing"] == "raise":
+        params = group["params"]
+        grads = [param.grad for param in params]
+        if group["missing"] == "raise":
+            for position, grad in enumerate(grads):
+                if grad is None:
                     raise RuntimeError(f"{type(self).__name__}: {_name(index, group, position)} has no gradient")
-                continue
-            if grad.layout != torch.strided:
+        for position, grad in enumerate(grads):
+            if grad is not None and grad.layout != torch.strided:
                 name = _name(index, group, position)
                 raise RuntimeError(
                     f"{type(self).__name__} does not support sparse gradients: {name} has one; "
                     "use torch.optim.SparseAdam or SGD for it, or sparse=False in the embedding"
                 )
-            if param.numel():
-                params.append(param)
-                grads.append(grad)
-        return Collected(index, group, params, grads, [])
+        kept = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None and p.numel()]
+        return Collected(index, group, [param for param, _ in kept], [grad for _, grad in kept], [])
 
     def _finite(self, collected: list[Collected]) -> bool:
         """False if the step is to be left out."""
@@ -259,28 +267,49 @@ class OptimizerBase(Optimizer):
         lr = group["lr"]
         if isinstance(lr, Tensor) and lr.ndim:
             lr = lr.squeeze()
-        for alike in split_by_form(part):
-            device, wide = alike.params[0].device, scalar_dtype(alike.params[0])
-            constants = self._constants(group, alike.params[0].dtype)
-            for batch, t in count_step(alike, self._on_device(group)):
+        for alike in split_by_form(part, self._entrywise(group)):
+            first = alike.params[0]
+            kind = part.index, first.device, first.dtype, alike.form
+            device, wide = first.device, scalar_dtype(first)
+            constants = self._constants(group, first.dtype)
+            for turn, (batch, t) in enumerate(self._counts.count(kind, alike, self._on_device(group))):
                 scalars = {key: _like(value, wide, device) for key, value in self._scalars(group, lr, t).items()}
-                if batch.many:
-                    self._update_many(part, batch, scalars, constants)
+                if batch.form == "flat":
+                    self._update_flat(group, (*kind, turn), batch, scalars, constants)
+                elif batch.form == "many":
+                    self._update_many(group, kind, batch, scalars, constants)
                 else:
                     self._update_each(group, batch, scalars, constants)
 
-    def _update_many(
-        self, part: Collected, batch: Batch, scalars: dict[str, Scalar], constants: dict[str, Any]
+    def _update_flat(
+        self, group: dict[str, Any], key: Any, batch: Batch, scalars: dict[str, Scalar], constants: dict[str, Any]
     ) -> None:
-        group, (_, params, grads, states) = part.group, batch
+        rule, maximize, stochastic = type(self).single, group["maximize"], group["stochastic_rounding"]
+        steps = self._flat.get(key)
+        if steps is None or not steps.matches(batch.params, batch.states):
+            sizes = compiled_sizes(batch.params[0].device) if group["compile"] else eager_sizes(len(self.buffers))
+            steps = self._flat[key] = FlatSteps(batch.params, batch.states, sizes)
+        if group["compile"]:
+            values = as_tensors(scalars, batch.params[0]) | constants
+            for flat in steps(batch.grads):
+                self._compiled.flat(key, rule, flat, values, maximize, stochastic)
+        else:
+            values = scalars | constants
+            for flat in steps(batch.grads):
+                run_each(rule, *flat, values, maximize, stochastic)
+
+    def _update_many(
+        self, group: dict[str, Any], key: Any, batch: Batch, scalars: dict[str, Scalar], constants: dict[str, Any]
+    ) -> None:
+        _, params, grads, states = batch
         rule, maximize, stochastic = type(self).many, group["maximize"], group["stochastic_rounding"]
         columns = {key: list(v.unbind()) if isinstance(v, Tensor) and v.ndim else v for key, v in scalars.items()}
         names = [key for key in states[0] if key != "step"]
         own = torch.compiler.is_compiling()  # the caller's graph takes everything
         if group["compile"] and not own:
-            key = part.index, params[0].device, params[0].dtype
-            entrywise = self._entrywise(group)
-            self._compiled(key, entrywise, rule, params, grads, states, columns, constants, maximize, stochastic)
+            buffers = {name: [state[name] for state in states] for name in names}
+            values = as_tensors(columns, params[0]) | constants
+            self._compiled.many(key, rule, params, grads, buffers, values, maximize, stochastic)
             return
         for run in [slice(None)] if own else chunks(params):
             buffers = {name: [state[name] for state in states[run]] for name in names}

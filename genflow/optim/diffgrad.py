@@ -8,7 +8,17 @@ from torch.optim.optimizer import ParamsT
 
 from genflow.optim.base import OptimizerBase
 from genflow.optim.options import Flags, check_betas
-from genflow.optim.scalars import Scalar, Scalars, addcdiv_scaled_, many_addcdiv_scaled_, sqrt
+from genflow.optim.scalars import (
+    Scalar,
+    Scalars,
+    addcdiv_scaled_,
+    decay_weights_,
+    many_addcdiv_scaled_,
+    many_decay_weights_,
+    many_root_plus,
+    root_plus,
+    sqrt,
+)
 
 __all__ = ["DiffGrad"]
 
@@ -87,15 +97,19 @@ class DiffGrad(OptimizerBase):
         step_size: Scalar,
     ) -> None:
         """One tensor."""
-        if weight_decay and weight_decouple:
-            param.mul_(decay)
-        elif weight_decay:
-            grad = grad.add(param, alpha=weight_decay)
+        grad = decay_weights_(param, grad, weight_decay, weight_decouple, decay)
         exp_avg.lerp_(grad, 1 - beta1)
         exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        friction = (previous_grad - grad).abs().sigmoid()
+        # the sigmoid as 1 / (1 + exp(-x)), whose denominator joins the other one
+        root = root_plus(exp_avg_sq, eps)
+        if torch.is_grad_enabled():
+            closed = (previous_grad - grad).abs().neg().exp()
+            denominator = torch.addcmul(root, root, closed)
+        else:  # in what is written anew below
+            closed = previous_grad.sub_(grad).abs_().neg_().exp_()
+            denominator = root.addcmul_(root, closed)
+        addcdiv_scaled_(param, exp_avg, denominator, step_size)
         previous_grad.copy_(grad)
-        addcdiv_scaled_(param, friction * exp_avg, exp_avg_sq.sqrt() + eps, step_size)
 
     @staticmethod
     def many(
@@ -114,18 +128,15 @@ class DiffGrad(OptimizerBase):
         step_size: Scalars,
     ) -> None:
         """Many tensors at once."""
-        if weight_decay and weight_decouple:
-            torch._foreach_mul_(params, decay)
-        elif weight_decay:
-            grads = torch._foreach_add(grads, params, alpha=weight_decay)
+        grads = many_decay_weights_(params, grads, weight_decay, weight_decouple, decay)
         torch._foreach_lerp_(exp_avg, grads, 1 - beta1)
         torch._foreach_mul_(exp_avg_sq, beta2)
         torch._foreach_addcmul_(exp_avg_sq, grads, grads, value=1 - beta2)
-        updates = torch._foreach_sub(previous_grad, grads)
+        closed = torch._foreach_sub(previous_grad, grads)
         torch._foreach_copy_(previous_grad, grads)
-        torch._foreach_abs_(updates)
-        torch._foreach_sigmoid_(updates)
-        torch._foreach_mul_(updates, exp_avg)
-        denominators = torch._foreach_sqrt(exp_avg_sq)
-        torch._foreach_add_(denominators, eps)
-        many_addcdiv_scaled_(params, updates, denominators, step_size)
+        torch._foreach_abs_(closed)
+        torch._foreach_neg_(closed)
+        torch._foreach_exp_(closed)
+        denominators = many_root_plus(exp_avg_sq, eps)
+        torch._foreach_addcmul_(denominators, denominators, closed)
+        many_addcdiv_scaled_(params, exp_avg, denominators, step_size)

@@ -6,12 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Rule", "round_stochastically", "run_many", "run_single", "scalar_dtype", "state_dtype", "whole"]
+__all__ = [
+    "Rule",
+    "round_stochastically",
+    "run_each",
+    "run_many",
+    "run_single",
+    "scalar_dtype",
+    "state_dtype",
+    "whole",
+]
 
 Rule = Callable[..., None]
 """``rule(param, grad, **buffers, **scalars, **constants)``; the multi-tensor form takes lists of tensors."""
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
+_PLAIN = (torch.float32, torch.float64)
 
 
 def state_dtype(param: Tensor) -> torch.dtype:
@@ -62,6 +72,9 @@ def run_single(
     stochastic: bool,
 ) -> None:
     """One tensor. ``grad`` is never written to; ``param`` and ``buffers`` change in place."""
+    if not maximize and param.dtype in _PLAIN:  # nothing to do before or after the rule
+        rule(param, grad, **buffers, **values)
+        return
     grad = -grad if maximize else grad
     param, grad = _real(param), _real(grad)
     buffers = {name: _real(buffer) for name, buffer in buffers.items()}
@@ -71,6 +84,20 @@ def run_single(
     work = param.float()
     rule(work, grad.float(), **buffers, **values)
     _write(param, work, stochastic)
+
+
+def run_each(
+    rule: Rule,
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[dict[str, Tensor]],
+    values: dict[str, Any],
+    maximize: bool,
+    stochastic: bool,
+) -> None:
+    """:func:`run_single` one after another."""
+    for param, grad, buffers in zip(params, grads, states, strict=True):
+        run_single(rule, param, grad, buffers, values, maximize, stochastic)
 
 
 def run_many(

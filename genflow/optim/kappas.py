@@ -65,9 +65,13 @@ class Kappa:
         """A subgradient at c; zero at zero."""
         raise NotImplementedError
 
-    def grads(self, cs: Sequence[Tensor]) -> list[Tensor]:
-        """:meth:`grad` of each."""
-        return [self.grad(c) for c in cs]
+    def grad_(self, c: Tensor) -> Tensor:
+        """:meth:`grad`, in ``c`` itself where that can be."""
+        return self.grad(c)
+
+    def grads_(self, cs: Sequence[Tensor]) -> list[Tensor]:
+        """:meth:`grad_` of each."""
+        return [self.grad_(c) for c in cs]
 
     def gauge(self, y: Tensor) -> Tensor:
         """The smallest s with ``y / s`` inside the implied constraint set: at most 1 inside. 0 where there is none."""
@@ -116,8 +120,12 @@ class L1(Kappa):
     def grad(self, c: Tensor) -> Tensor:
         return c.sign()
 
-    def grads(self, cs: Sequence[Tensor]) -> list[Tensor]:
-        return list(torch._foreach_sign(cs))
+    def grad_(self, c: Tensor) -> Tensor:
+        return c.sign_()
+
+    def grads_(self, cs: Sequence[Tensor]) -> list[Tensor]:
+        torch._foreach_sign_(cs)
+        return list(cs)
 
     def gauge(self, y: Tensor) -> Tensor:
         return y.abs().amax()

@@ -83,11 +83,11 @@ class Lion(OptimizerBase):
         step_size: Scalar,
     ) -> None:
         """One tensor."""
-        update = kappa.grad(exp_avg.lerp(grad, 1 - beta1))
+        update = kappa.grad_(exp_avg.lerp(grad, 1 - beta1))
+        exp_avg.lerp_(grad, 1 - beta2)
         if weight_decay:
             param.mul_(decay)
         add_scaled_(param, update, step_size)
-        exp_avg.lerp_(grad, 1 - beta2)
 
     @staticmethod
     def many(
@@ -103,8 +103,8 @@ class Lion(OptimizerBase):
         step_size: Scalars,
     ) -> None:
         """Many tensors at once."""
-        updates = kappa.grads(torch._foreach_lerp(exp_avg, grads, 1 - beta1))
+        updates = kappa.grads_(torch._foreach_lerp(exp_avg, grads, 1 - beta1))
+        torch._foreach_lerp_(exp_avg, grads, 1 - beta2)
         if weight_decay:
             torch._foreach_mul_(params, decay)
         many_add_scaled_(params, updates, step_size)
-        torch._foreach_lerp_(exp_avg, grads, 1 - beta2)

@@ -6,14 +6,9 @@ import warnings
 import torch
 from torch import Tensor
 
-from genflow.optim.scalars import Scalar, Scalars
+from genflow.optim.scalars import Scalar, Scalars, add_scaled_, many_add_scaled_
 
-__all__ = ["decay_", "decay_many_", "is_projected", "project", "warn_if_flat"]
-
-
-def is_projected(param: Tensor, complex_view: bool) -> bool:
-    """Whether a parameter can be scale invariant row by row: it has at least two dimensions of its own."""
-    return param.ndim - complex_view > 1
+__all__ = ["descend_", "descend_many_", "project", "warn_if_flat"]
 
 
 def project(
@@ -76,20 +71,56 @@ def _project_on_device(
     return torch.addcmul(update, param, coefficient, value=-1), ratio
 
 
-def decay_(param: Tensor, ratio: Scalar | None, shrink: Scalar) -> None:
+def descend_(
+    param: Tensor,
+    grad: Tensor,
+    update: Tensor,
+    complex_view: bool,
+    decays: bool,
+    shrink: Scalar,
+    step_size: Scalar,
+    **limits: float,
+) -> None:
+    """``p += step_size * update`` after decay by ``shrink``, with projection where ``p`` has rows.
+
+    ``limits``: of :func:`project`; ``complex_view``: the last dimension of ``p`` is real and imaginary part.
+    """
+    ratio = None
+    if param.ndim - complex_view > 1:
+        update, ratio = project(param, grad, update, **limits)
+    if decays:
+        _decay_(param, ratio, shrink)
+    add_scaled_(param, update, step_size)
+
+
+def descend_many_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    updates: list[Tensor],
+    complex_view: bool,
+    decays: bool,
+    shrink: Scalars,
+    step_size: Scalars,
+    **limits: float,
+) -> None:
+    """:func:`descend_` for each."""
+    shrinks = shrink if isinstance(shrink, (list, tuple)) else [shrink] * len(params)
+    for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
+        ratio = None
+        if param.ndim - complex_view > 1:
+            updates[index], ratio = project(param, grad, updates[index], **limits)
+        if decays:
+            _decay_(param, ratio, shrinks[index])
+    many_add_scaled_(params, updates, step_size)
+
+
+def _decay_(param: Tensor, ratio: Scalar | None, shrink: Scalar) -> None:
     """``p -= shrink * ratio * p``, with ratio 1 for None. In float32, ``1 - shrink * ratio`` would lose digits."""
     if not isinstance(ratio, Tensor):
         param.mul_(1 - shrink * (1 if ratio is None else ratio))
     else:
         weights = param.clone() if torch.is_grad_enabled() else param
         param.sub_(weights * (shrink * ratio))
-
-
-def decay_many_(params: list[Tensor], ratios: list[Scalar | None], shrink: Scalars) -> None:
-    """:func:`decay_` for each."""
-    shrinks = shrink if isinstance(shrink, (list, tuple)) else [shrink] * len(params)
-    for param, ratio, each in zip(params, ratios, shrinks, strict=True):
-        decay_(param, ratio, each)
 
 
 def warn_if_flat(name: str, params: list[Tensor]) -> None:

@@ -16,8 +16,12 @@ __all__ = [
     "add_scaled_",
     "addcdiv_scaled_",
     "cosine",
+    "decay_weights_",
     "many_add_scaled_",
     "many_addcdiv_scaled_",
+    "many_decay_weights_",
+    "many_root_plus",
+    "root_plus",
     "select",
     "sqrt",
 ]
@@ -79,3 +83,36 @@ def many_addcdiv_scaled_(
         quotients = torch._foreach_div(numerators, denominators)
         torch._foreach_mul_(quotients, scale)
         torch._foreach_add_(xs, quotients)
+
+
+def root_plus(x: Tensor, floor: Scalar) -> Tensor:
+    """``sqrt(x) + floor``."""
+    root = x.sqrt()
+    return root + floor if torch.is_grad_enabled() else root.add_(floor)  # autograd keeps the root
+
+
+def many_root_plus(xs: list[Tensor], floor: Scalars) -> list[Tensor]:
+    """:func:`root_plus` for each."""
+    roots = list(torch._foreach_sqrt(xs))
+    torch._foreach_add_(roots, floor)
+    return roots
+
+
+def decay_weights_(param: Tensor, grad: Tensor, weight_decay: float, decoupled: bool, decay: Scalar) -> Tensor:
+    """``param *= decay`` if decoupled; returns the gradient, plus ``weight_decay * param`` if not."""
+    if weight_decay and decoupled:
+        param.mul_(decay)
+    elif weight_decay:
+        grad = grad.add(param, alpha=weight_decay)
+    return grad
+
+
+def many_decay_weights_(
+    params: list[Tensor], grads: list[Tensor], weight_decay: float, decoupled: bool, decay: Scalars
+) -> list[Tensor]:
+    """:func:`decay_weights_` for each."""
+    if weight_decay and decoupled:
+        torch._foreach_mul_(params, decay)
+    elif weight_decay:
+        grads = list(torch._foreach_add(grads, params, alpha=weight_decay))
+    return grads

@@ -10,8 +10,8 @@ from torch.optim.optimizer import ParamsT
 from genflow.errors import check_number
 from genflow.optim.base import OptimizerBase
 from genflow.optim.options import Flags
-from genflow.optim.projection import decay_, decay_many_, is_projected, project, warn_if_flat
-from genflow.optim.scalars import Scalar, Scalars, add_scaled_, many_add_scaled_
+from genflow.optim.projection import descend_, descend_many_, warn_if_flat
+from genflow.optim.scalars import Scalar, Scalars
 
 __all__ = ["SGDP"]
 
@@ -100,12 +100,8 @@ class SGDP(OptimizerBase):
         """One tensor."""
         momentum_buffer.mul_(momentum).add_(grad, alpha=1 - dampening)
         update = grad.add(momentum_buffer, alpha=momentum) if nesterov else momentum_buffer.clone()
-        ratio = None
-        if is_projected(param, complex_view):
-            update, ratio = project(param, grad, update, delta=delta, wd_ratio=wd_ratio, eps=eps)
-        if weight_decay:
-            decay_(param, ratio, shrink)
-        add_scaled_(param, update, step_size)
+        limits = {"delta": delta, "wd_ratio": wd_ratio, "eps": eps}
+        descend_(param, grad, update, complex_view, weight_decay > 0, shrink, step_size, **limits)
 
     @staticmethod
     def many(
@@ -131,12 +127,5 @@ class SGDP(OptimizerBase):
             updates = list(torch._foreach_add(grads, momentum_buffer, alpha=momentum))
         else:
             updates = [buffer.clone() for buffer in momentum_buffer]
-        ratios: list[Scalar | None] = [None] * len(params)
-        for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
-            if is_projected(param, complex_view):
-                updates[index], ratios[index] = project(
-                    param, grad, updates[index], delta=delta, wd_ratio=wd_ratio, eps=eps
-                )
-        if weight_decay:
-            decay_many_(params, ratios, shrink)
-        many_add_scaled_(params, updates, step_size)
+        limits = {"delta": delta, "wd_ratio": wd_ratio, "eps": eps}
+        descend_many_(params, grads, updates, complex_view, weight_decay > 0, shrink, step_size, **limits)

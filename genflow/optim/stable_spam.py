@@ -20,6 +20,8 @@ from genflow.optim.scalars import (
     cosine,
     many_add_scaled_,
     many_addcdiv_scaled_,
+    many_root_plus,
+    root_plus,
     select,
     sqrt,
 )
@@ -131,6 +133,7 @@ class StableSPAM(OptimizerBase):
         if gap := group["gap"]:
             keep = select(t % gap == 0, 0.0, 1.0)
             since = select(t >= gap, t % gap + 1, t)
+        root = sqrt(1 - beta2**since)
         return {
             "decay": 1 - lr * group["weight_decay"],
             "max_correction": 1 - group["gamma3"] ** t,
@@ -140,8 +143,9 @@ class StableSPAM(OptimizerBase):
             "first_keep": keep * beta1,
             "first_take": 1 - beta1,
             "second_keep": keep * beta2,
-            "step_size": -lr / (1 - beta1**since),
-            "root_correction": sqrt(1 - beta2**since),
+            # the correction of the denominator is moved to what it divides
+            "step_size": -lr * root / (1 - beta1**since),
+            "floor": group["eps"] * root,
         }
 
     @staticmethod
@@ -170,7 +174,7 @@ class StableSPAM(OptimizerBase):
         first_take: Scalar,
         second_keep: Scalar,
         step_size: Scalar,
-        root_correction: Scalar,
+        floor: Scalar,
     ) -> None:
         """One tensor."""
         if weight_decay:
@@ -182,7 +186,7 @@ class StableSPAM(OptimizerBase):
         exp_avg.mul_(first_keep)
         add_scaled_(exp_avg, grad, first_take)
         exp_avg_sq.mul_(second_keep).addcmul_(grad, grad, value=1 - beta2)
-        addcdiv_scaled_(param, exp_avg, (exp_avg_sq.sqrt() / root_correction).add_(eps), step_size)
+        addcdiv_scaled_(param, exp_avg, root_plus(exp_avg_sq, floor), step_size)
 
     @staticmethod
     def many(
@@ -210,7 +214,7 @@ class StableSPAM(OptimizerBase):
         first_take: Scalars,
         second_keep: Scalars,
         step_size: Scalars,
-        root_correction: Scalars,
+        floor: Scalars,
     ) -> None:
         """Many tensors at once."""
         if weight_decay:
@@ -250,10 +254,7 @@ class StableSPAM(OptimizerBase):
         many_add_scaled_(exp_avg, grads, first_take)
         torch._foreach_mul_(exp_avg_sq, second_keep)
         torch._foreach_addcmul_(exp_avg_sq, grads, grads, value=1 - beta2)
-        denominators = torch._foreach_sqrt(exp_avg_sq)
-        torch._foreach_div_(denominators, root_correction)
-        torch._foreach_add_(denominators, eps)
-        many_addcdiv_scaled_(params, exp_avg, denominators, step_size)
+        many_addcdiv_scaled_(params, exp_avg, many_root_plus(exp_avg_sq, floor), step_size)
 
 
 def _readable(grad: Tensor, correction: Scalars) -> bool:

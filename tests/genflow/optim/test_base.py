@@ -299,18 +299,24 @@ def test_default_form_goes_by_device_and_size() -> None:
 
     small, large = torch.zeros(FOREACH_NUMEL), torch.zeros(FOREACH_NUMEL + 1)
 
-    def form(param: Tensor, **flags: Any) -> bool:
+    def form(param: Tensor, entrywise: bool = False, **flags: Any) -> str:
         group = Lion([nn.Parameter(torch.zeros(1))]).param_groups[0] | flags
-        (batch,) = split_by_form(Collected(0, group, [param], [param], [{}]))
-        return batch.many
+        (batch,) = split_by_form(Collected(0, group, [param], [param], [{}]), entrywise)
+        return batch.form
 
-    assert form(small)
-    assert not form(large)
-    assert not form(small.as_subclass(Own))
-    assert form(large, foreach=True)
-    assert not form(small, foreach=False)
-    assert not form(small, differentiable=True)
-    assert form(large, compile=True)
+    assert form(small) == "many"
+    assert form(large) == "single"
+    assert form(small.as_subclass(Own)) == "single"
+    assert form(large, foreach=True) == "many"
+    assert form(small, foreach=False) == "single"
+    assert form(small, differentiable=True) == "single"
+    assert form(large, compile=True) == "many"
+    for param in (small, large):
+        assert form(param, entrywise=True) == "flat"
+        assert form(param, entrywise=True, compile=True) == "flat"
+        assert form(param, entrywise=True, foreach=True) == "many"
+        assert form(param, entrywise=True, capturable=True) != "flat"
+        assert form(param.to(torch.complex64), entrywise=True) != "flat"
 
 
 def test_chunks_cover_all_in_order() -> None:
