@@ -65,7 +65,7 @@ class _Head(nn.Module):
             channels, *sides = _grid(tuple(feature.shape[1:]))
             feature = feature.transpose(1, 2).reshape(-1, channels, *sides)
         x = self.layers(feature)
-        return self.out(x.flatten(2).mean(2) if x.ndim > 2 else x)[:, 0]
+        return self.out(x.mean(dim=tuple(range(2, x.ndim))) if x.ndim > 2 else x)[:, 0]
 
 
 class Discriminator(nn.Module):

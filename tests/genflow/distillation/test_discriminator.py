@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from genflow.distillation import (
+    DIVERGENCES,
+    DensityRatio,
     Discriminator,
     FeatureTeacher,
     approximate_r1,
@@ -148,10 +150,10 @@ def test_a_trained_discriminator_knows_the_density_ratio() -> None:
         return path.time(torch.exp(math.log(20) * (2 * torch.rand(count, generator=generator) - 1) - 0.5))
 
     discriminator = Discriminator.on_teacher(teacher, torch.zeros(2, 2))
-    optimizer = torch.optim.Adam(discriminator.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 500)
-    for _ in range(500):
-        t = levels(1024)
+    optimizer = torch.optim.Adam(discriminator.parameters(), lr=5e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300)
+    for _ in range(300):
+        t = levels(512)
         real, fake = noised(data, t), noised(student, t)
         shaken = perturb_for_r1(real, torch.randn(real.shape, generator=generator), path, t)
         logits = discriminator(teacher.features(torch.cat([real, fake, shaken]), t.repeat(3)))
@@ -170,3 +172,10 @@ def test_a_trained_discriminator_knows_the_density_ratio() -> None:
     for some in (near, ~near):
         assert torch.corrcoef(torch.stack([found[some], exact[some]]))[0, 1] > 0.9
     assert (found - exact).square().mean() < 0.1 * exact.square().mean()
+    ratios = [DensityRatio.on_path(path, 0.03, 0.93) for _ in range(2)]
+    noise_level = path.noise_level(t)
+    for name in ("js", "forward-kl"):
+        weights = [
+            r.weights(DIVERGENCES[name], some, noise_level) for r, some in zip(ratios, (found, exact), strict=True)
+        ]
+        assert (weights[0] - weights[1]).abs().mean() < 0.15
