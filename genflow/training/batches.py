@@ -53,10 +53,7 @@ class BatchStream:
 
     def draw(self, step: int, slot: int) -> tuple[Tensor, Tensor | None, torch.Generator]:
         """Images in [-1, 1], labels and the generator for the rest of this micro-batch's draws."""
-        start = (step * self.slots + slot) * self.size
-        indices = torch.from_numpy(stream_indices(self.seed, start, start + self.size, len(self.data)))
-        if self.data.images.is_cuda:  # of data kept on the device: from pinned memory, which nothing waits for
-            indices = indices.pin_memory().to(self.data.images.device, non_blocking=True)
+        indices = self._indices(step, slot)
         generator = torch.Generator(self.device).manual_seed(mixed_seed(self.seed, step, slot))
         images = self.data.images[indices].to(self.device).float() / 127.5 - 1
         if self.flip:
@@ -66,3 +63,15 @@ class BatchStream:
         labels = self.data.labels[indices].to(self.device)
         dropped = torch.rand(len(labels), generator=generator, device=self.device) < self.label_dropout
         return images, torch.where(dropped, self.data.num_classes, labels), generator
+
+    def classes(self, step: int, slot: int) -> Tensor | None:
+        """The labels of this micro-batch with none of them dropped, int64 ``(B,)``; None where there are none."""
+        labels = self.data.labels
+        return None if labels is None else labels[self._indices(step, slot)].to(self.device)
+
+    def _indices(self, step: int, slot: int) -> Tensor:
+        start = (step * self.slots + slot) * self.size
+        indices = torch.from_numpy(stream_indices(self.seed, start, start + self.size, len(self.data)))
+        if self.data.images.is_cuda:  # of data kept on the device: from pinned memory, which nothing waits for
+            indices = indices.pin_memory().to(self.data.images.device, non_blocking=True)
+        return indices

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from genflow.data import ImageData
+from genflow.errors import InputError
 from genflow.models import from_diffusers
 from genflow.training import finish
 from genflow.training.batches import BatchStream
@@ -18,6 +19,7 @@ from genflow.training.objectives import create_objective
 from genflow.training.perceptual import create_lpips
 from genflow.training.recipe import ObjectiveSection, Recipe
 from genflow.training.task import Task
+from genflow.transport import create_coupling
 
 __all__ = ["ImageBatch", "ImageTask", "objective_options"]
 
@@ -48,8 +50,13 @@ class ImageTask(Task):
     """A recipe on a set of images."""
 
     def __init__(self, recipe: Recipe, data: ImageData) -> None:
-        """Raises InputError for a path or an objective that does not exist or does not fit the other."""
+        """Raises InputError for a path or an objective that does not exist or does not fit the other, or a coupling by
+        classes of images that have none."""
         self.recipe, self.data = recipe, data
+        coupling = recipe.coupling
+        self.coupling = create_coupling(coupling.type, class_wise=coupling.class_wise, **coupling.options)
+        if coupling.class_wise is True and data.labels is None:
+            raise InputError("coupling.class_wise: True for images without labels; allowed: auto, False")
         self.family = finish.training_family(recipe)
         self.path = self.family.path
         self._edm = {"sigma_data": self.family.config["sigma_data"]} if self.family.name == "edm" else {}
@@ -86,6 +93,9 @@ class ImageTask(Task):
         images, labels, generator = batches.draw(step, slot)
         t = self.objective.draw_times(len(images), generator)
         noise = self.objective.draw_noise(images, generator)
+        if self.coupling.name != "independent":
+            # by the classes as they are, before labels are dropped: see genflow.transport.couplings
+            _, noise, _ = self.coupling.pair(images, noise, generator, batches.classes(step, slot))
         return ImageBatch(images, noise, t, labels)
 
     def _loss(self, model: Any, batch: ImageBatch) -> Tensor:

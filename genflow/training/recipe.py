@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from genflow.errors import InputError, nearest
 from genflow.optim.registry import check_name
+from genflow.options import parse_entry
 
 __all__ = ["Recipe", "Section", "build_recipe", "load_recipe"]
 
@@ -68,7 +69,7 @@ class ObjectiveSection(Section):
 class InterpolantSection(Section):
     """A flow between two sets of images: ``data`` stands at t = 0, the ``source`` of this section at t = 1.
 
-    It takes the place of ``path`` and ``objective``; see :mod:`genflow.training.two_sided`.
+    It takes the place of ``path``, ``objective`` and ``coupling``; see :mod:`genflow.training.two_sided`.
     """
 
     source: str | None = Field(None, description="the images at t = 1, as in data; a mirror interpolant has none")
@@ -88,6 +89,35 @@ class InterpolantSection(Section):
     antithetic: bool = Field(True, description="use each latent noise with both signs")
     margin: Annotated[float, Field(ge=0, lt=0.5)] = Field(1e-3, description="how far times stay from 0 and 1")
     epsilon: Annotated[float, Field(ge=0)] = Field(0.0, description="noise of the finished pipeline's SDE; 0: the ODE")
+
+
+class CouplingSection(Section):
+    """Which noise goes with which image of a batch; see :mod:`genflow.transport.couplings`.
+
+    In short ``coupling: sinkhorn-newton``, or ``sinkhorn-newton:reg=0.05`` with options. Each micro-batch is coupled by
+    itself. Samplers that add noise do not fit a coupled model.
+    """
+
+    type: Literal["independent", "exact", "sinkhorn", "sinkhorn-newton"] = "independent"
+    options: dict[str, Any] = Field({}, description="reg and tolerance of the entropic ones")
+    class_wise: bool | Literal["auto"] = Field("auto", description="each class by itself; auto: where there are labels")
+
+    def model_post_init(self, _: Any) -> None:
+        if "class_wise" in self.options:
+            raise InputError("options: class_wise is a key of its own")
+        if self.type != "independent" or self.options:
+            from genflow.transport import create_coupling
+
+            create_coupling(self.type, class_wise=self.class_wise, **self.options)
+
+
+def _coupling_section(value: Any) -> Any:
+    """The section that a name, with options or without, is short for."""
+    if not isinstance(value, str):
+        return value
+    entry = parse_entry("coupling", value)
+    own = {key: entry.options.pop(key) for key in ("class_wise",) if key in entry.options}
+    return {"type": entry.name, "options": entry.options, **own}
 
 
 class OptimizerSection(Section):
@@ -161,6 +191,7 @@ class Recipe(Section):
     network: NetworkSection = NetworkSection()
     path: PathSection = PathSection()
     objective: ObjectiveSection = ObjectiveSection()
+    coupling: Annotated[CouplingSection, BeforeValidator(_coupling_section)] = CouplingSection()
     interpolant: InterpolantSection | None = None
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
@@ -190,7 +221,7 @@ class Recipe(Section):
                 "allowed: log-normal on the edm and the pfgm++ path, the others on the other paths"
             )
         if self.interpolant is not None:
-            unused = {"path": PathSection(), "objective": ObjectiveSection()}
+            unused = {"path": PathSection(), "objective": ObjectiveSection(), "coupling": CouplingSection()}
             for key, default in unused.items():
                 if getattr(self, key) != default:
                     raise InputError(f"{key}: given together with interpolant, which takes its place")

@@ -3,9 +3,13 @@
 from genflow.lazy import lazy_exports
 
 _HOMES = {
+    "COUPLINGS": "couplings",
+    "Coupling": "couplings",
+    "CouplingSampler": "plan_sampler",
     "EntropicPlan": "problem",
     "FallbackWarning": "problem",
     "UnconvergedWarning": "problem",
+    "create_coupling": "couplings",
     "exact_assignment": "exact",
     "pairwise_cost": "exact",
     "sinkhorn": "sweeps",
