@@ -159,8 +159,9 @@ def make_pairs(
     with (
         stop.on_signals(),
         tqdm(
-            total=sum(len(store.rows(index)) for index in mine), unit="img", unit_scale=True, delay=2,
-            desc="pairs" if chosen is None else "inverting", disable=not (progress and state.is_main_process),
+            total=sum(len(store.rows(index)) for index in mine) * teacher.steps, unit="img",
+            unit_scale=1 / teacher.steps, desc="pairs" if chosen is None else "inverting", delay=2,
+            disable=not (progress and state.is_main_process),
         ) as bar,
     ):  # fmt: skip
         for index in mine:
@@ -175,12 +176,12 @@ def make_pairs(
             found = torch.empty_like(given)
             for start in range(0, len(rows), batch_size):
                 part = slice(start, start + batch_size)
-                share = len(given[part]) / teacher.steps
+                rows_now = len(given[part])
                 with autocast:
                     made = solve(
                         given[part].to(device).float(),
                         None if labels is None else labels[part],
-                        lambda _, share=share: bar.update(share),
+                        lambda _, n=rows_now: bar.update(n),
                     )
                 found[part] = made.to("cpu", found.dtype)
                 if stop.asked:

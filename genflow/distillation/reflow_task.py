@@ -15,7 +15,7 @@ from genflow.paths import LinearPath
 from genflow.pipelines import ImagePipeline
 from genflow.schedulers import FlowFamily, RectifiedFlowScheduler
 from genflow.training import finish
-from genflow.training.batches import mixed_seed, stream_indices
+from genflow.training.batches import batch_indices, mixed_seed
 from genflow.training.image_task import ImageBatch, ImageTask, objective_options
 from genflow.training.networks import for_training
 from genflow.training.objectives import Objective
@@ -40,8 +40,7 @@ class PairStream:
     def draw(self, step: int, slot: int) -> tuple[Tensor, Tensor, Tensor | None, torch.Generator]:
         """Images, noise, labels and the generator for the rest of this micro-batch's draws."""
         start = (step * self.slots + slot) * self.size
-        indices = torch.from_numpy(stream_indices(self.seed, start, start + self.size, len(self.pairs)))
-        indices = indices.to(self.pairs.noise.device, non_blocking=True)
+        indices = batch_indices(self.seed, start, self.size, self.pairs.noise)
         generator = torch.Generator(self.device).manual_seed(mixed_seed(self.seed, step, slot))
         images, noise = (part[indices].to(self.device).float() for part in (self.pairs.images, self.pairs.noise))
         if self.pairs.labels is None:

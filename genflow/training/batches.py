@@ -9,7 +9,7 @@ from torch import Tensor
 
 from genflow.data import ImageData
 
-__all__ = ["BatchStream", "flip_half", "mixed_seed", "stream_indices"]
+__all__ = ["BatchStream", "batch_indices", "flip_half", "mixed_seed", "stream_indices"]
 
 
 def mixed_seed(*words: int) -> int:
@@ -31,6 +31,15 @@ def stream_indices(seed: int, start: int, stop: int, count: int) -> np.ndarray:
         parts.append(_permutation(seed, epoch, count)[offset : offset + taken])
         start += taken
     return np.concatenate(parts)
+
+
+def batch_indices(seed: int, start: int, size: int, data: Tensor) -> Tensor:
+    """Positions ``start`` on of the endless stream of ``data``'s rows, where ``data`` is.
+
+    Of data kept on a GPU they come from pinned memory, which nothing waits for.
+    """
+    indices = torch.from_numpy(stream_indices(seed, start, start + size, len(data)))
+    return indices.pin_memory().to(data.device, non_blocking=True) if data.is_cuda else indices
 
 
 def flip_half(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -70,8 +79,4 @@ class BatchStream:
         return None if labels is None else labels[self._indices(step, slot)].to(self.device)
 
     def _indices(self, step: int, slot: int) -> Tensor:
-        start = (step * self.slots + slot) * self.size
-        indices = torch.from_numpy(stream_indices(self.seed, start, start + self.size, len(self.data)))
-        if self.data.images.is_cuda:  # of data kept on the device: from pinned memory, which nothing waits for
-            indices = indices.pin_memory().to(self.data.images.device, non_blocking=True)
-        return indices
+        return batch_indices(self.seed, (step * self.slots + slot) * self.size, self.size, self.data.images)
