@@ -2,7 +2,8 @@
 
 The teacher is a mixture of five narrow modes on a ring in two dimensions, the student one of three, moved by the losses
 of :mod:`genflow.distillation` with exact scores and density ratios. A student that covers all modes must put mass
-between them; one that stays inside modes must drop some. Which of the two comes out is the divergence's choice.
+between them; one that stays inside modes must drop some. Which of the two comes out is the divergence's choice. About 40
+seconds of one core.
 """
 
 import math
@@ -22,7 +23,17 @@ from genflow.files import atomic_path, write_json
 from genflow.models import PathModel, from_function
 from genflow.paths import LinearPath, Path
 
-__all__ = ["Mixture", "MixtureStudent", "distil", "divergence_values", "draw", "measure", "modes_covered", "ring"]
+__all__ = [
+    "Mixture",
+    "MixtureStudent",
+    "distil",
+    "divergence_values",
+    "draw",
+    "mass_in_modes",
+    "measure",
+    "modes_covered",
+    "ring",
+]
 
 LEVELS = (0.1, 0.5)  # noise levels that the student is trained at
 
