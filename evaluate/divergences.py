@@ -2,8 +2,8 @@
 
 The teacher is a mixture of five narrow modes on a ring in two dimensions, the student one of three, moved by the losses
 of :mod:`genflow.distillation` with exact scores and density ratios. A student that covers all modes must put mass
-between them; one that stays inside modes must drop some. Which of the two comes out is the divergence's choice. About 40
-seconds of one core.
+between them; one that stays inside modes must drop some. Which of the two comes out is the divergence's choice.
+About 40 seconds of one core.
 """
 
 import math
