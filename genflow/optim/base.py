@@ -275,20 +275,26 @@ class OptimizerBase(Optimizer):
             for turn, (batch, t) in enumerate(self._counts.count(kind, alike, self._on_device(group))):
                 scalars = {key: _like(value, wide, device) for key, value in self._scalars(group, lr, t).items()}
                 if batch.form == "flat":
-                    self._update_flat(group, (*kind, turn), batch, scalars, constants)
+                    self._update_flat(group, kind, turn, batch, scalars, constants)
                 elif batch.form == "many":
                     self._update_many(group, kind, batch, scalars, constants)
                 else:
                     self._update_each(group, batch, scalars, constants)
 
     def _update_flat(
-        self, group: dict[str, Any], key: Any, batch: Batch, scalars: dict[str, Scalar], constants: dict[str, Any]
+        self,
+        group: dict[str, Any],
+        key: Any,
+        turn: int,
+        batch: Batch,
+        scalars: dict[str, Scalar],
+        constants: dict[str, Any],
     ) -> None:
         rule, maximize, stochastic = type(self).single, group["maximize"], group["stochastic_rounding"]
-        steps = self._flat.get(key)
+        steps = self._flat.get((key, turn))
         if steps is None or not steps.matches(batch.params, batch.states):
             sizes = compiled_sizes(batch.params[0].device) if group["compile"] else eager_sizes(len(self.buffers))
-            steps = self._flat[key] = FlatSteps(batch.params, batch.states, sizes)
+            steps = self._flat[key, turn] = FlatSteps(batch.params, batch.states, sizes)
         if group["compile"]:
             values = as_tensors(scalars, batch.params[0]) | constants
             for flat in steps(batch.grads):

@@ -72,11 +72,11 @@ class _Large(NamedTuple):
     states: list[State]
 
 
-def join_state(name: str, states: list[State]) -> tuple[Tensor, list[Tensor]]:
-    """State ``name`` of all as one flat tensor; each one's becomes a part of it, with its shape and strides."""
+def join_state(name: str, states: list[State], likes: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+    """State ``name`` of all as one flat tensor; each one's becomes a part of it, laid out as ``likes`` (as it was)."""
     olds = [state[name] for state in states]
     flat = torch.empty(sum(old.numel() for old in olds), dtype=olds[0].dtype, device=olds[0].device)
-    parts = _parts(flat, olds)
+    parts = _parts(flat, likes or olds)
     torch._foreach_copy_(parts, olds)
     for state, part in zip(states, parts, strict=True):
         state[name] = part
@@ -157,7 +157,8 @@ class FlatSteps:
         blocks = []
         for run, length in zip(runs, lengths, strict=True):
             params, own = [self._params[index] for index in run], [states[index] for index in run]
-            flats = {name: join_state(name, own)[0] for name in self._names}
+            # one order of entries in all: loaded state may lie otherwise than its parameter
+            flats = {name: join_state(name, own, params)[0] for name in self._names}
             param, grad = workspace[:length], gradients[:length]
             blocks.append(
                 _Block(run, params, _parts(param, params), _parts(grad, params), Flat([param], [grad], [flats]))

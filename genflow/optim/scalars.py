@@ -94,7 +94,11 @@ def root_plus(x: Tensor, floor: Scalar) -> Tensor:
 def many_root_plus(xs: list[Tensor], floor: Scalars) -> list[Tensor]:
     """:func:`root_plus` for each."""
     roots = list(torch._foreach_sqrt(xs))
-    torch._foreach_add_(roots, floor)
+    if isinstance(floor, Tensor):  # in a compiled step alone, where _foreach_add_ would read it back
+        for root in roots:
+            root.add_(floor)
+    else:
+        torch._foreach_add_(roots, floor)
     return roots
 
 
