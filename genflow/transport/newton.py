@@ -110,7 +110,7 @@ def descend(
     for factor, following in zip(factors, [*factors[1:], None], strict=True):
         level = problem.scaled(factor)
         goal, most = (tolerance, sinkhorn_iterations) if following is None else (max(LOOSE, tolerance), BETWEEN)
-        u, v, error, swept = sweeps(level, row_scaling(level, v), v, goal, most)
+        u, v, error, swept = sweeps(level, v, goal, most)
         counts["sinkhorn"] += swept
         if bool((error > goal).any()):
             u, v, error, steps = newton(level, v, goal, newton_iterations, direction)
@@ -195,7 +195,7 @@ def sinkhorn_newton(
 
     if bool((error > tolerance).any()) and max_iterations > 0:
         stopped = float(error.max())
-        u, v, error, swept = sweeps(problem, u, v, tolerance, max_iterations)
+        u, v, error, swept = sweeps(problem, v, tolerance, max_iterations)
         counts["sinkhorn"] += swept
         warnings.warn(
             f"Newton's steps stalled at a marginal error of {stopped:.3g}; {swept} Sinkhorn sweeps went on from there "

@@ -6,27 +6,20 @@ import torch
 from torch import Tensor
 
 from genflow.transport.problem import Problem
+from genflow.transport.sweeps import balanced
 
 __all__ = ["State", "dense_direction", "laplacian_factor", "laplacian_solve"]
 
 SLACK = 1e-13
 """Relative rounding of the dual's value: below it the marginal error alone judges a step."""
-NOTHING = 1e-150
-"""Entries of the plan below it are 0: their products would be denormal."""
 
 
 class State:
     """Where Newton's iteration stands: the columns' scaling v and what follows from it, rows being exact."""
 
     def __init__(self, problem: Problem, v: Tensor) -> None:
-        exponent = v.unsqueeze(-2) - problem.kernel
-        top = exponent.amax(-1, keepdim=True).nan_to_num(neginf=0.0)
-        weights = exponent.sub_(top).exp_()
-        sums = weights.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
         self.v = v
-        self.u = problem.log_a - (top + sums.log()).squeeze(-1)
-        # Denormal numbers make products ten times slower, and stand for nothing here.
-        self.plan = torch.threshold_(weights.mul_(problem.a.unsqueeze(-1) / sums), NOTHING, 0.0)
+        self.u, self.plan = balanced(problem, v)
         self.columns = self.plan.sum(-2)
         self.residual = problem.b - self.columns
         self.error = self.residual.abs().sum(-1)

@@ -6,13 +6,16 @@ from torch import Tensor
 from genflow.errors import check_number
 from genflow.transport.problem import EntropicPlan, Problem, solution
 
-__all__ = ["column_scaling", "first_scaling", "row_scaling", "sinkhorn", "sweeps"]
+__all__ = ["balanced", "column_scaling", "first_scaling", "row_scaling", "sinkhorn", "sweeps"]
 
 BUDGET = 60.0
 """How far scalings may drift (natural logarithm) from the plan they multiply: what underflowed stays nothing."""
-NOTHING = 1e-200
-"""Entries of the plan below it are 0: nothing even after a drift of BUDGET on both sides, but slow in products."""
+NOTHING = 1e-150
+"""Entries of the plan below it are 0: nothing even after a drift of BUDGET on both sides, but denormal in products,
+which makes these ten times slower."""
 CHECK_EVERY = 10
+AT_ONCE = 100
+"""Sweeps with one plan at most."""
 
 
 def row_scaling(problem: Problem, v: Tensor) -> Tensor:
@@ -27,71 +30,72 @@ def column_scaling(problem: Problem, u: Tensor) -> Tensor:
     return (problem.log_b - sums).masked_fill(problem.b == 0, -torch.inf)
 
 
-def plan_of(problem: Problem, u: Tensor, v: Tensor) -> Tensor:
-    """The plan (B, n, m) of logarithmic scalings; with exact rows no entry is above its row's mass."""
-    plan = (v.unsqueeze(-2) - problem.kernel).add_(u.unsqueeze(-1)).exp_()
-    return torch.threshold_(plan, NOTHING, 0.0)
+def balanced(problem: Problem, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Row scalings u (B, n) that make the rows' sums exact, and the plan (B, n, m): one exponential an entry.
 
-
-def movement(new: Tensor, old: Tensor) -> Tensor:
-    """The largest change of each problem's scalings (B,); zero masses (-inf both) do not move."""
-    return (new - old).nan_to_num(nan=0.0).abs().amax(-1)
-
-
-def sweeps(problem: Problem, u: Tensor, v: Tensor, tolerance: float, most: int) -> tuple[Tensor, Tensor, Tensor, int]:
-    """At most ``most`` sweeps on a batch from rows that are exact; gives u, v, the L1 error of columns and the count.
-
-    Half a sweep is non-expansive in the supremum norm, so no later sweep moves the scalings further than the last one
-    did: while that bound times the sweeps stays inside BUDGET, sweeps are two products with a fixed plan, and only
-    then is the exponent taken again. Far from the solution (small ``reg``) every sweep is a log-sum-exp.
+    No entry can be above its row's mass, whatever the rounding of large exponents.
     """
-    error = torch.full_like(problem.a[:, 0], torch.inf)
-    result = [u.clone(), v.clone(), error]
-    index = torch.arange(len(u), device=u.device)
-    done, step = 0, torch.inf
+    exponent = v.unsqueeze(-2) - problem.kernel
+    top = exponent.amax(-1, keepdim=True).nan_to_num(neginf=0.0)
+    weights = exponent.sub_(top).exp_()
+    sums = weights.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    plan = torch.threshold_(weights.mul_(problem.a.unsqueeze(-1) / sums), NOTHING, 0.0)
+    return problem.log_a - (top + sums.log()).squeeze(-1), plan
+
+
+def sweeps(problem: Problem, v: Tensor, tolerance: float, most: int) -> tuple[Tensor, Tensor, Tensor, int]:
+    """At most ``most`` sweeps on a batch from column scalings v: u, v, the L1 error of the columns and the count.
+
+    Half a sweep is non-expansive in the supremum norm, so no later sweep moves the scalings further than the first
+    one. While that bound times the sweeps stays inside BUDGET, sweeps are two products with a fixed plan, and only
+    then are exponentials taken again; further away (small ``reg``) every sweep is a log-sum-exp.
+    """
+    index = torch.arange(len(v), device=v.device)
+    result = (torch.empty_like(problem.a), v.clone(), torch.empty_like(problem.a[:, 0]))
+    done = 0
     while True:
-        plan = plan_of(problem, u, v)
+        u, plan = balanced(problem, v)
         columns = plan.sum(-2)
         error = (columns - problem.b).abs().sum(-1)
         for stored, value in zip(result, (u, v, error), strict=True):
             stored[index] = value
-        open_ = error > tolerance
-        if done >= most or not bool(open_.any()):
+        going = error > tolerance
+        if done >= most or not bool(going.any()):
             return *result, done
-        if not bool(open_.all()):
-            problem, u, v, plan, index = problem.pick(open_), u[open_], v[open_], plan[open_], index[open_]
-        count = min(most - done, int(BUDGET / step) if step > 0 else CHECK_EVERY)
-        if count < 2:
-            new = column_scaling(problem, u)
-            step = float(movement(new, v).max())
-            v = new
-            new = row_scaling(problem, v)
-            step, u = max(step, float(movement(new, u).max())), new
+        if not bool(going.all()):
+            problem, index = problem.pick(going), index[going]
+            u, v, plan, columns = (value[going] for value in (u, v, plan, columns))
+        drift = float((problem.log_b - columns.log()).nan_to_num(nan=0.0).abs().max())
+        count = min(most - done, AT_ONCE, int(BUDGET / max(drift, 1e-3)))
+        if count < 1:
+            v = column_scaling(problem, u)
             done += 1
             continue
-        v, step, used = scaled_sweeps(problem, plan, v, tolerance, min(count, 10 * CHECK_EVERY), step)
-        u = row_scaling(problem, v)
+        s, t, error, used = product_sweeps(problem, plan, columns, tolerance, count)
+        u, v = u + s, v + t
         done += used
+        if done >= most or bool((error <= tolerance).all()):
+            for stored, value in zip(result, (u, v, error), strict=True):
+                stored[index] = value
+            return *result, done
 
 
-def scaled_sweeps(
-    problem: Problem, plan: Tensor, v: Tensor, tolerance: float, count: int, step: float
-) -> tuple[Tensor, float, int]:
-    """``count`` sweeps or fewer as products with ``plan``, whose rows are exact: v, the last movement, sweeps done."""
+def product_sweeps(
+    problem: Problem, plan: Tensor, columns: Tensor, tolerance: float, count: int
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """``count`` sweeps or fewer as products with ``plan``: logarithms of both scalings, the error, sweeps done."""
     a, b = problem.a.unsqueeze(-1), problem.b.unsqueeze(-1)
-    s, t = torch.ones_like(a), torch.ones_like(b)
-    columns = plan.mT @ s
+    columns = columns.unsqueeze(-1)
     for sweep in range(1, count + 1):
         # A zero mass has an empty row or column, where 0 / 0 is to be 0.
-        before, t = t, (b / columns).nan_to_num(nan=0.0)
+        t = (b / columns).nan_to_num(nan=0.0)
         s = (a / (plan @ t)).nan_to_num(nan=0.0)
         columns = plan.mT @ s
         if sweep % CHECK_EVERY == 0 or sweep == count:
-            error = (t * columns - b).abs().sum(-2)
+            error = (t * columns - b).abs().sum(-2).squeeze(-1)
             if bool((error <= tolerance).all()):
                 break
-    drift = (t / before).log().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).abs().max()
-    return v + t.squeeze(-1).log(), min(step, float(drift)), sweep
+    return s.squeeze(-1).log(), t.squeeze(-1).log(), error, sweep
 
 
 def sinkhorn(
@@ -133,7 +137,7 @@ def sinkhorn(
     check_number("max_iterations", max_iterations, at_least=0, integer=True)
     problem = Problem.create(a, b, cost, reg)
     v = first_scaling(problem, f, g)
-    u, v, error, done = sweeps(problem, row_scaling(problem, v), v, tolerance, max_iterations)
+    u, v, error, done = sweeps(problem, v, tolerance, max_iterations)
     return solution(problem, u, v, error, tolerance, {"sinkhorn": done, "newton": 0})
 
 

@@ -9,14 +9,14 @@ from genflow.transport.newton import annealing, armijo_step
 from genflow.transport.problem import Problem
 from genflow.transport.sparse import SparseDirection, largest_entries
 from genflow.transport.state import State, dense_direction, laplacian_factor, laplacian_solve
-from genflow.transport.sweeps import row_scaling, sweeps
+from genflow.transport.sweeps import sweeps
 
 
 def state_of(kind: str, size: int, eta: float, count: int = 20) -> tuple[Problem, State]:
     """A problem of one of the paper's kinds and where some sweeps take it."""
     problem = Problem.create(*make_problem(kind, size), 1 / eta)
     v = torch.zeros_like(problem.b)
-    _, v, _, _ = sweeps(problem, row_scaling(problem, v), v, 1e-12, count)
+    _, v, _, _ = sweeps(problem, v, 1e-12, count)
     return problem, State(problem, v)
 
 
