@@ -31,7 +31,8 @@ def reflow(
         ),
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option("--recipe", help="A YAML file of settings that differ from reflow's own.")
+        str | None,
+        typer.Option("--recipe", help="A shipped recipe or a YAML file: settings that differ from reflow's own."),
     ] = None,
     settings: Annotated[
         list[str] | None,

@@ -1,6 +1,7 @@
 """Reflow and distillation to a few steps: pairs from the teacher, training on them, the same again from the student."""
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ __all__ = ["reflow"]
 
 _REPORT = "reflow.json"
 _STAGE = "stage.json"
+_WHEN = ("before", "after")
 _FREE = ("log", "dynamics", "measure")  # sections that do not decide the student
 
 
@@ -255,7 +257,8 @@ class _StageRun:
             return
         lines = [f"{report['stage']}: {report['pairs']['count']} pairs"]
         for key in ("straightness", "transport_cost", "detour", "curvature"):
-            lines.append(f"  {key:15} {report['before'][key]:9.4f} -> {report['after'][key]:9.4f}")
+            before, after = (math.nan if report[when][key] is None else report[when][key] for when in _WHEN)
+            lines.append(f"  {key:15} {before:9.4f} -> {after:9.4f}")
         for steps, error in report["before"]["few_step_error"].items():
             lines.append(f"  error, {steps} Euler {error:9.4f} -> {report['after']['few_step_error'][steps]:9.4f}")
         found = report["distance_to_teacher"]

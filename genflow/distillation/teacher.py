@@ -1,5 +1,6 @@
 """A saved pipeline as a map from noise to images: the solution of its ODE, guidance included."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,9 @@ class ODETeacher:
         """
         folder = locate(model)
         self.hash = fingerprint(folder)
-        self.pipeline = ImagePipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
+        self.pipeline = ImagePipeline.from_pretrained(folder).to(device)
+        if self.pipeline.dtype != torch.float32:
+            self.pipeline.to(torch.float32)
         self.pipeline.unet.to(memory_format=torch.channels_last).eval().requires_grad_(False)
         self.device = torch.device(device)
         default_steps = self.pipeline.config.default_steps
@@ -184,7 +187,7 @@ class ODETeacher:
         """How straight the flow is, over ``count`` noises from ``seed`` and ``steps`` even Heun steps of its clock.
 
         Returns:
-            ``straightness``, ``curvature`` and ``detour`` (:func:`genflow.metrics.measure_straightness`);
+            ``straightness``, ``curvature`` and ``detour`` (:func:`genflow.metrics.measure_straightness`; None for NaN);
             ``transport_cost``, the mean square of noise minus image over samples and dimensions; ``few_step_error``,
             for 1, 2 and 4 Euler steps the root mean square distance of their images from the fine solution.
         """
@@ -208,7 +211,7 @@ class ODETeacher:
         return {
             "straightness": found.straightness,
             "curvature": found.curvature,
-            "detour": found.detour,
+            "detour": found.detour if math.isfinite(found.detour) else None,  # nothing moved
             "transport_cost": float((noise - fine.x).square().mean()),
             "few_step_error": errors,
             "samples": count,

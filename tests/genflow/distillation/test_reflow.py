@@ -278,6 +278,28 @@ def test_real_images_join_the_pairs(make_teacher, tmp_path):
     assert len(list((tmp_path / "out" / "round-1" / "real").glob("*.safetensors"))) == 1
 
 
+def test_a_network_that_never_moved_is_measured_too(make_teacher, tmp_path):
+    """An untrained teacher's velocity is 0: no length to compare, and the report is JSON all the same."""
+    teacher = ODETeacher(make_teacher())
+    for parameter in teacher.pipeline.unet.parameters():
+        parameter.zero_()
+    found = json.loads(json.dumps(teacher.measure(4, 3), allow_nan=False))
+    assert found["detour"] is None
+    assert found["straightness"] == found["transport_cost"] == 0
+
+
+def test_pictures_and_dynamics_while_training_in_half_precision(make_teacher, tmp_path, capsys):
+    settings = ["log.sample_every_steps=2", "dynamics.enabled=true", "dynamics.images=4", "dynamics.micro_batch=4"]
+    settings += ["dynamics.every_steps=3", "dynamics.lanczos_steps=2", "precision=bf16", "pairs.dtype=float16"]
+    reflow(make_teacher(), tmp_path / "out", overrides=[*TINY, *settings, "pairs.precision=bf16"])
+    train = tmp_path / "out" / "round-1" / "train"
+    assert (train / "samples" / "step-00000002.png").is_file()
+    assert (train / "dynamics.jsonl").is_file()
+    told = capsys.readouterr().out
+    assert "round-1: 24 pairs" in told
+    assert "straightness" in told
+
+
 def test_students_learn_their_pairs(make_teacher, tmp_path):
     """Few pairs, many steps: one evaluation gives back each pair's image, which the teacher's does not."""
     teacher = make_teacher(classes=None)
