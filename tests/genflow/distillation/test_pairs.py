@@ -4,14 +4,19 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from genflow.data import ImageData
 from genflow.distillation import Pairs, load_pairs, make_pairs
+from genflow.distillation.shards import ShardStore
 from genflow.distillation.teacher import ODETeacher
 from genflow.errors import InputError
 from genflow.models import from_function
@@ -288,6 +293,32 @@ def test_pairs_of_shapes_that_do_not_fit():
     with pytest.raises(InputError, match="labels: only one"):
         labelled.join(Pairs(torch.zeros(3, 2), torch.zeros(3, 2)))
     assert labelled.join(labelled).labels.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    count=st.integers(1, 40),
+    size=st.integers(1, 17),
+    shape=st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.int64]),
+    missing=st.integers(0, 39),
+)
+def test_any_rows_come_back_from_their_shards(count, size, shape, dtype, missing):
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = {"count": count, "shard_size": size}
+        store = ShardStore(Path(folder), manifest, count, size)
+        store.begin()
+        whole = (torch.randn(count, *shape) * 100).to(dtype)
+        assert [row for index in range(len(store)) for row in store.rows(index)] == list(range(count))
+        left_out = missing % len(store)
+        for index in range(len(store)):
+            if index != left_out:
+                store.write(index, {"values": whole[store.rows(index)]})
+        assert store.missing() == [left_out]
+        store.write(left_out, {"values": whole[store.rows(left_out)]})
+        again = ShardStore.open(Path(folder))
+        assert again == store
+        assert torch.equal(again.read()["values"], whole)
 
 
 def test_no_pairs_there(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -10,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from genflow.cli import main
 from genflow.distillation import Pairs, reflow
 from genflow.distillation.reflow_recipe import load_reflow_recipe
 from genflow.distillation.reflow_task import PairStream, ReflowTask
 from genflow.distillation.teacher import ODETeacher
-from genflow.errors import InputError
+from genflow.errors import InputError, NonFiniteError
 from genflow.models import from_function
 from genflow.pipelines import ImagePipeline
 from genflow.schedulers import EDMFamily, RectifiedFlowScheduler
@@ -298,6 +299,25 @@ def test_pictures_and_dynamics_while_training_in_half_precision(make_teacher, tm
     told = capsys.readouterr().out
     assert "round-1: 24 pairs" in told
     assert "straightness" in told
+
+
+def test_a_student_that_diverges_stops_and_keeps_its_last_good_checkpoint(make_teacher, tmp_path, monkeypatch):
+    loss = ReflowTask.loss
+    monkeypatch.setattr(ReflowTask, "loss", lambda self, n, slot: loss(self, n, slot) * (1 if n < 3 else math.nan))
+    with pytest.raises(NonFiniteError, match=r"the loss is nan between steps 4 and 4; .*step-00000002"):
+        reflow(make_teacher(), tmp_path / "out", overrides=TINY, progress=False)
+    assert not (tmp_path / "out" / "round-1" / "stage.json").exists()
+    assert not (tmp_path / "out" / "pipeline").exists()
+
+
+def test_a_teacher_that_gives_nan_is_named_before_a_shard_is_written(make_teacher, tmp_path):
+    folder = make_teacher()
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    broken = {name: torch.full_like(value, math.nan) for name, value in load_file(file).items()}
+    save_file(broken, file, metadata={"format": "pt"})
+    with pytest.raises(NonFiniteError, match="the network gave NaN or infinity at step 1 of 4"):
+        reflow(folder, tmp_path / "out", overrides=TINY, progress=False)
+    assert not list((tmp_path / "out").glob("**/*.safetensors"))
 
 
 def test_students_learn_their_pairs(make_teacher, tmp_path):
