@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from genflow.errors import InputError, check_choice, check_number
+from genflow.errors import InputError, check_number
 from genflow.registry import create_by_name
 from genflow.transport.exact import exact_assignment, pairwise_cost
 from genflow.transport.newton import sinkhorn_newton
@@ -39,6 +39,9 @@ __all__ = ["COUPLINGS", "Coupling", "create_coupling"]
 REG = 0.1
 TOLERANCE = 1e-3
 """Marginal error of a training batch's plan: at most this share of the draws goes to other noise than it should."""
+
+_ROUNDING = 1e-12
+"""Of squared distances, as a share of the largest, with room to spare."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,13 @@ def relative_cost(x0: Tensor, noise: Tensor, groups: Groups) -> Tensor:
     """
     cost = pairwise_cost(x0.flatten(1)[groups.index], noise.flatten(1)[groups.index])
     mass = groups.masses.to(cost.device)
+    # one image alone, or points that all coincide, have nothing to choose: what is left of them is rounding
+    least = torch.finfo(torch.float32).tiny + _ROUNDING * cost.amax((-2, -1))
     cost = cost - (cost @ mass.unsqueeze(-1))
     cost = cost - (mass.unsqueeze(-2) @ cost)
     square = (mass.unsqueeze(-2) @ cost.square() @ mass.unsqueeze(-1)).squeeze((-2, -1))
-    tiny = torch.finfo(torch.float32).tiny  # one image alone, or points that all coincide: nothing to choose
-    return cost / square.sqrt().clamp_min(tiny)[:, None, None]
+    cost = cost / torch.maximum(square.sqrt(), least)[:, None, None]
+    return cost.masked_fill((mass == 0).unsqueeze(-1) | (mass == 0).unsqueeze(-2), 0.0)
 
 
 class Coupling(ABC):
@@ -105,8 +110,8 @@ class Coupling(ABC):
 
     def __init__(self, class_wise: bool | str = "auto") -> None:
         """Raises InputError for anything but True, False and "auto"."""
-        if not isinstance(class_wise, bool):
-            check_choice("class_wise", class_wise, ("auto", True, False))
+        if not isinstance(class_wise, bool) and class_wise != "auto":
+            raise InputError(f"class_wise: got {class_wise!r}; allowed: auto, True, False")
         self.class_wise = class_wise
 
     def pair(
