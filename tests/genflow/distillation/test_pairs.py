@@ -1,9 +1,5 @@
 """Pairs of noise and image: what they are, that they resume to the same bytes, and that damage is named."""
 
-import os
-import socket
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -327,22 +323,13 @@ def test_no_pairs_there(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_shards(make_teacher, tmp_path):
+def test_two_processes_share_the_shards(make_teacher, launch, tmp_path):
     folder = make_teacher()
     make_pairs(folder, tmp_path / "one", **SMALL)
-    code = "import sys; from genflow.distillation import make_pairs; " + (
-        f"make_pairs(sys.argv[1], sys.argv[2], **{SMALL!r})"
+    file = tmp_path / "run.py"
+    file.write_text(
+        f"import sys; from genflow.distillation import make_pairs; make_pairs(sys.argv[1], sys.argv[2], **{SMALL!r})",
+        encoding="utf-8",
     )
-    (tmp_path / "run.py").write_text(code, encoding="utf-8")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        launch += ["--main_process_port", str(probe.getsockname()[1])]
-    done = subprocess.run(
-        [*launch, str(tmp_path / "run.py"), str(folder), str(tmp_path / "two")],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    launch(file, folder, tmp_path / "two")
     assert contents(tmp_path / "two") == contents(tmp_path / "one")

@@ -334,3 +334,17 @@ def test_students_learn_their_pairs(make_teacher, tmp_path):
         return float((made - stored["images"]).square().mean().sqrt())
 
     assert error(folder) < 0.3 * error(teacher)
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_student_of_one(make_teacher, launch, tmp_path):
+    teacher = make_teacher()
+    # times are drawn for each micro-batch: two processes draw those of one that takes two in turn
+    one = reflow(teacher, tmp_path / "one", overrides=[*TINY, "accumulate=2"], progress=False)
+    words = [word for setting in TINY for word in ("--set", setting)]
+    launch("-m", "genflow", "distill", "reflow", teacher, "--out", tmp_path / "two", *words)
+    ours, theirs = weights(tmp_path / "two" / "pipeline"), weights(one)
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=2e-4)
+    shards = [tmp_path / run / "round-1" / "pairs" / "shard-00001.safetensors" for run in ("one", "two")]
+    assert shards[0].read_bytes() == shards[1].read_bytes()
