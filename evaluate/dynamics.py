@@ -70,10 +70,11 @@ def _fit_curve(
     return {key: [getattr(record, key) for record in monitor.records] for key in keys}
 
 
-def edge() -> Claims:
+def edge(quick: bool = False) -> Claims:
     """Training at the edge of stability (arXiv 2103.00065, 2207.14484)."""
-    curves = {f"SGD, lr {lr:g}": _fit_curve(torch.optim.SGD, lr, 2000, 100) for lr in (0.1, 0.2)}
-    curves["Adam, lr 0.005"] = _fit_curve(torch.optim.Adam, 0.005, 4000, 200)
+    steps = 100 if quick else 2000
+    curves = {f"SGD, lr {lr:g}": _fit_curve(torch.optim.SGD, lr, steps, steps // 20) for lr in (0.1, 0.2)}
+    curves["Adam, lr 0.005"] = _fit_curve(torch.optim.Adam, 0.005, 2 * steps, steps // 10)
     ends = {name: curve["ratio"][-8:] for name, curve in curves.items()}
     return {
         "curves": curves,
@@ -137,15 +138,15 @@ def batches() -> Claims:
     }
 
 
-def _trained_loss(optimizer: type[torch.optim.Optimizer], lr: float, batch: int, seed: int) -> float:
-    """Loss after 24,000 samples."""
+def _trained_loss(optimizer: type[torch.optim.Optimizer], lr: float, batch: int, seed: int, samples: int) -> float:
+    """Loss after so many samples."""
     torch.manual_seed(0)
     x = torch.randn(2048, 12)
     y = (torch.tanh(x @ torch.randn(12, 16)) @ torch.randn(16, 6) + 1.5 * torch.randn(2048, 6)).argmax(1)
     torch.manual_seed(seed)
     network = _mlp(12, 24, 6)
     stepper = optimizer(network.parameters(), lr=lr)  # type: ignore[call-arg]
-    for _ in range(24_000 // batch):
+    for _ in range(samples // batch):
         rows = torch.randint(0, len(x), (batch,))
         stepper.zero_grad()
         F.cross_entropy(network(x[rows]), y[rows]).backward()
@@ -154,15 +155,16 @@ def _trained_loss(optimizer: type[torch.optim.Optimizer], lr: float, batch: int,
         return float(F.cross_entropy(network(x), y))
 
 
-def rules() -> Claims:
+def rules(quick: bool = False) -> Claims:
     """Learning rates that do well at batches of 8 carried to batches of 128."""
     result: Claims = {}
+    samples = 1000 if quick else 24_000
     for name, optimizer, lr in (("SGD", torch.optim.SGD, 0.16), ("Adam", torch.optim.Adam, 0.016)):
         settings = {"batch 8": (lr, 8)}
         for rule in ("linear", "sqrt"):
             settings[f"batch 128, {rule}"] = (scale_lr(lr, 8, 128, rule), 128)  # type: ignore[arg-type]
         result[name] = {
-            key: {"lr": rate, "loss": sum(_trained_loss(optimizer, rate, batch, seed) for seed in (1, 2)) / 2}
+            key: {"lr": rate, "loss": sum(_trained_loss(optimizer, rate, batch, seed, samples) for seed in (1, 2)) / 2}
             for key, (rate, batch) in settings.items()
         }
     gaps = {
@@ -193,7 +195,7 @@ def _one_size() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
         )
 
 
-def gradsign() -> Claims:
+def gradsign(quick: bool = False) -> Claims:
     """GradSign's rank correlation with the trained loss, and that of the number of parameters."""
     torch.manual_seed(0)
     x = torch.randn(512, 16)
@@ -211,7 +213,7 @@ def gradsign() -> Claims:
             network = build()
             counts[name] = sum(param.numel() for param in network.parameters())
             optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-            for _ in range(200):
+            for _ in range(10 if quick else 200):
                 optimizer.zero_grad()
                 loss = cross_entropy(network, x, y)
                 loss.backward()
