@@ -193,9 +193,17 @@ class VPTablePath(VPPath):
         self._slope[finite] = self._log_levels[finite] - self._left[finite]
         self._first_angle = torch.atan(torch.exp(self._log_levels[0])).item()
         self._last_angle = torch.atan(torch.exp(-self._log_levels[-2])).item()  # from pi/2, at the last knot but one
+        self._copies: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
     def _options(self) -> dict[str, Any]:
         return {"alphas_cumprod": self._table.tolist()}
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Log levels, left ends and slopes on ``device``: kept, since a copy from the host waits for it."""
+        if device not in self._copies:
+            tables = (self._log_levels, self._left, self._slope)
+            self._copies[device] = tuple(table.to(device) for table in tables)  # type: ignore[assignment]
+        return self._copies[device]
 
     def __repr__(self) -> str:
         return f"VPTablePath(<{self.num_train_timesteps} values>)"
@@ -205,7 +213,8 @@ class VPTablePath(VPPath):
         count = self.num_train_timesteps
         position = t * count
         interval = position.floor().clamp(0, count - 1).long()
-        left, slope = self._left.to(t.device)[interval], self._slope.to(t.device)[interval]
+        _, left, slope = self._on(t.device)
+        left, slope = left[interval], slope[interval]
         log_level = left + slope * (position - interval)
         angle, rest = torch.atan(torch.exp(log_level)), torch.atan(torch.exp(-log_level))
         rate = count * slope * torch.sin(angle) * torch.cos(angle)
@@ -238,8 +247,9 @@ class VPTablePath(VPPath):
     def _time(self, level: Tensor) -> Tensor:
         count = self.num_train_timesteps
         log_level = torch.log(level)
-        interval = torch.searchsorted(self._log_levels.to(level.device), log_level.contiguous()).clamp(max=count - 1)
-        left, slope = self._left.to(level.device)[interval], self._slope.to(level.device)[interval]
+        log_levels, left, slope = self._on(level.device)
+        interval = torch.searchsorted(log_levels, log_level.contiguous()).clamp(max=count - 1)
+        left, slope = left[interval], slope[interval]
         position = interval + (log_level - left) / slope  # where the slope is 0 the angle below takes its place
         position = torch.where(interval == 0, torch.atan(level) / self._first_angle, position)
         if self._ends_in_noise:

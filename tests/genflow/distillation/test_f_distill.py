@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from genflow.cli import main
 from genflow.data import ImageData
@@ -369,3 +370,43 @@ def test_command(data, tmp_path, capsys):
     assert "did you mean 'divergence'" in capsys.readouterr().err
     assert main.run(["distill", "f-distill", str(tmp_path / "teacher"), "--out", str(tmp_path / "run")]) == 2
     assert "data.source" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("divergence", ["js", "reverse-kl"])
+def test_no_loss_waits_for_the_device(scheduler, divergence):
+    """On the meta device any read of a value raises; nor is a Python number copied there."""
+    from genflow.distillation.f_distill_batches import Draw
+    from genflow.distillation.f_distill_networks import Networks
+
+    chosen = recipe(steps=2, divergence=divergence, gan={"r1_weight": 1.0})
+    networks = Networks(chosen, teacher(scheduler).to("meta"), create_divergence(divergence))
+    images = [torch.empty(8, 1, 8, 8, device="meta") for _ in range(4)]
+    t, labels = torch.empty(8, device="meta", dtype=torch.float64), torch.empty(8, device="meta", dtype=torch.int64)
+    draw = Draw(images[0], (images[1],), t, images[2], labels, images[3])
+    networks.path.noise_level(t)  # a table of betas goes to the device once
+    for losses in (networks.student_losses, networks.other_losses):
+        with Copies() as copies:
+            found = losses(draw)
+            found["total"].backward()
+        assert not copies.names
+        assert all(value.device.type == "meta" for value in found.values())
+    assert networks.student.output.weight.grad is not None
+
+
+class Copies(TorchDispatchMode):
+    """Notes operations that bring something from the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = function.overloadpacket.__name__
+        host = any(isinstance(arg, torch.Tensor) and arg.device.type == "cpu" for arg in args)
+        if name in ("_to_copy", "copy_", "lift_fresh") and host and result.device.type != "cpu":
+            self.names.append(name)
+        if name == "lift_fresh" and result.device.type != "cpu":
+            self.names.append(name)
+        return result
