@@ -1,10 +1,9 @@
 """Speed of genflow's own parts against what they replace, both measured in one run, turn about.
 
-``python -m genflow.evaluate.speed NAME [--json FILE]``; without a name it lists the benchmarks. Every row gives our
-figure, the peer's and their ``ratio``, ours over the peer's; ``better`` says which way is good.
+``python -m genflow.evaluate.speed NAME [--json FILE] [--device cuda]``; without a name it lists the benchmarks. Every
+row gives our figure, the peer's and their ``ratio``, ours over the peer's; ``better`` says which way is good.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from genflow.errors import check_choice
+from genflow.errors import InputError, check_choice
 from genflow.evaluate.console import run
+from genflow.evaluate.timing import best_times
 from genflow.files import write_json
 
 __all__ = ["BENCHMARKS", "Row", "compare", "run_benchmark"]
@@ -43,13 +43,8 @@ class Row:
 
 def compare(ours: Callable[[], Any], peer: Callable[[], Any], repeats: int) -> tuple[float, float]:
     """Least wall seconds of ``ours`` and of ``peer`` over ``repeats`` runs in turn, so that both see one load."""
-    best = [float("inf"), float("inf")]
-    for _ in range(repeats):
-        for index, work in enumerate((ours, peer)):
-            begun = time.perf_counter()
-            work()
-            best[index] = min(best[index], time.perf_counter() - begun)
-    return best[0], best[1]
+    first, second = best_times((ours, peer), repeats)
+    return first, second
 
 
 def _frechet_by_scipy(first: Tensor, second: Tensor) -> float:
@@ -238,31 +233,71 @@ def transport(quick: bool) -> list[Row]:
     return [Row(**row) for row in compare_with_pot(quick)]
 
 
-BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
+def optimizers(quick: bool, device: str = "cpu") -> list[Row]:
+    """Optimizer steps, default and compiled, against pytorch-optimizer and torch's AdamW; also with --device cuda."""
+    from genflow.evaluate.speed_optimizers import compare_optimizers
+
+    return [Row(**row) for row in compare_optimizers(quick, device)]
+
+
+def couplings(quick: bool, device: str = "cpu") -> list[Row]:
+    """Training steps of the default network at batch 256 with each coupling and without; also with --device cuda."""
+    from genflow.evaluate.speed_couplings import compare_couplings
+
+    return [Row(**row) for row in compare_couplings(quick, device)]
+
+
+BENCHMARKS: dict[str, Callable[..., list[Row]]] = {
+    "couplings": couplings,
     "metrics": metrics,
     "network": network,
+    "optimizers": optimizers,
     "schedulers": schedulers,
     "transport": transport,
 }
 """Benchmarks by name; each takes ``quick`` (small sizes, for tests) and returns its rows."""
 
+ON_DEVICES = ("couplings", "optimizers")
+"""Those that take a device; the others measure the CPU."""
 
-def run_benchmark(name: str, quick: bool = False) -> dict[str, Any]:
-    """Run one of :data:`BENCHMARKS`; JSON-safe: its rows, with ``ratio`` in each, and what it ran on."""
-    rows = BENCHMARKS[check_choice("benchmark", name, BENCHMARKS)](quick)
+
+def run_benchmark(name: str, quick: bool = False, device: str = "cpu") -> dict[str, Any]:
+    """Run one of :data:`BENCHMARKS`; JSON-safe: its rows, with ``ratio`` in each, and what it ran on.
+
+    Raises:
+        InputError: an unknown benchmark; a device that is not there, or that this benchmark does not measure.
+    """
+    benchmark = BENCHMARKS[check_choice("benchmark", name, BENCHMARKS)]
+    on = _check_device(device)
+    if on.type != "cpu" and name not in ON_DEVICES:
+        raise InputError(f"device: {name} measures the CPU; allowed elsewhere: {', '.join(ON_DEVICES)}")
+    rows = benchmark(quick, device) if name in ON_DEVICES else benchmark(quick)
     return {
         "benchmark": name,
         "quick": quick,
+        "device": torch.cuda.get_device_name(on) if on.type == "cuda" else str(on),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "rows": [{**asdict(row), "ratio": row.ratio} for row in rows],
     }
 
 
+def _check_device(device: str) -> torch.device:
+    try:
+        on = torch.device(device)
+        torch.empty((), device=on)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device: {device!r} is not there: {str(error).splitlines()[0]}") from None
+    return on
+
+
 def main(
     name: Annotated[str | None, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes: does it run, not how fast.")] = False,
+    device: Annotated[
+        str, typer.Option("--device", help=f"cpu, cuda, ...; only for: {', '.join(ON_DEVICES)}.")
+    ] = "cpu",
 ) -> None:
     """Measure genflow's parts against what they replace; without a name, list the benchmarks."""
     console = Console()
@@ -270,8 +305,8 @@ def main(
         for known, benchmark in BENCHMARKS.items():
             console.print(f"{known}: {benchmark.__doc__}", highlight=False)
         return
-    result = run_benchmark(name, quick)
-    table = Table(title=f"{name}, {result['threads']} thread(s)")
+    result = run_benchmark(name, quick, device)
+    table = Table(title=f"{name}, {result['device']}, {result['threads']} thread(s)")
     for column in ("what", "ours", "peer", "ratio"):
         table.add_column(column, justify="right" if column == "ratio" else "left")
     for row in result["rows"]:

@@ -32,14 +32,14 @@ class Sizes(NamedTuple):
 
 def eager_sizes(buffers: int) -> Sizes:
     """For operations one by one on a CPU: what a thread works on, with ``buffers`` states, stays in its cache."""
-    block = torch.get_num_threads() * (65536 if buffers <= 2 else 32768)
-    return Sizes(joined=16384, block=block, piece=block, pack=1)
+    threads = torch.get_num_threads()
+    return Sizes(joined=16384, block=65536 * threads, piece=(131072 if buffers <= 2 else 65536) * threads, pack=1)
 
 
 def compiled_sizes(device: torch.device) -> Sizes:
     """For one fused pass, where calls cost more than memory: on an accelerator nearly everything is joined."""
     if device.type == "cpu":
-        return Sizes(joined=16384, block=1 << 18, piece=None, pack=8)
+        return Sizes(joined=16384, block=1 << 19, piece=None, pack=8)
     return Sizes(joined=1 << 20, block=1 << 24, piece=None, pack=8)
 
 
@@ -128,7 +128,7 @@ class FlatSteps:
             )
 
     def _pieces(self, large: _Large, grad: Tensor) -> Sequence[Tensor]:
-        if grad.stride() != large.strides:
+        if grad.stride() != large.strides and not _lie_alike(grad, self._params[large.index]):
             grad = torch.empty_like(self._params[large.index], dtype=grad.dtype).copy_(grad)
         flat = grad.view(-1) if grad.is_contiguous() else grad.as_strided((grad.numel(),), (1,))
         return flat.split(large.size) if len(large.params) > 1 else (flat,)
@@ -136,7 +136,7 @@ class FlatSteps:
     def _lies_flat(self, index: int, states: list[State]) -> bool:
         """Whether parameter and state fill their memory in one order."""
         param = self._params[index]
-        return _fills(param) and all(states[index][name].stride() == param.stride() for name in self._names)
+        return _fills(param) and all(_lie_alike(states[index][name], param) for name in self._names)
 
     def _join(self, indices: list[int], states: list[State], size: int) -> list[_Block]:
         runs: list[list[int]] = []
@@ -174,6 +174,12 @@ class FlatSteps:
         pieces, *states = (column.as_strided((numel,), (1,)).split(size) for column in columns)
         each = [dict(zip(self._names, column, strict=True)) for column in zip(*states, strict=True)]
         return _Large(index, param.stride(), param.data_ptr(), size, list(pieces), each)
+
+
+def _lie_alike(x: Tensor, y: Tensor) -> bool:
+    """Whether entries follow in one order; of dimensions of size 1 strides say nothing."""
+    strides = zip(x.stride(), y.stride(), x.shape, strict=True)
+    return all(one == other for one, other, size in strides if size != 1)
 
 
 def _fills(x: Tensor) -> bool:

@@ -135,10 +135,19 @@ def test_a_batch_is_covered_once_in_blocks_and_pieces() -> None:
             assert torch.equal(param, state["m"])
 
 
+def test_strides_of_dimensions_of_one_do_not_count() -> None:
+    """Gradients of 1x1 convolutions have other strides there than their weights; no copy is needed."""
+    param = torch.zeros(4, 5, 1, 1)
+    grad = torch.arange(20.0).as_strided((4, 5, 1, 1), (5, 1, 7, 3))
+    (each,) = FlatSteps([param], [{"step": torch.zeros(())}], Sizes(8, 20, None, 1))([grad])
+    assert each.grads[0].data_ptr() == grad.data_ptr()
+    assert torch.equal(each.grads[0], torch.arange(20.0))
+
+
 def test_sizes_grow_with_threads_and_shrink_with_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert flat.eager_sizes(4).block == 4 * 32768
-    assert flat.eager_sizes(1).block == 2 * flat.eager_sizes(4).block
+    assert flat.eager_sizes(4).piece == 4 * 65536
+    assert flat.eager_sizes(1).piece == 2 * flat.eager_sizes(4).piece
     assert flat.compiled_sizes(torch.device("cuda")).joined > flat.compiled_sizes(torch.device("cpu")).joined
 
 
