@@ -10,7 +10,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import AutoencoderKL, DDPMScheduler
 from safetensors.torch import load_file, save_file
 
 from genflow.cli import main
@@ -277,6 +277,19 @@ def test_real_images_join_the_pairs(make_teacher, tmp_path):
     stage = json.loads((tmp_path / "out" / "reflow.json").read_text())["stages"][0]
     assert stage["pairs"]["count"] == 34
     assert len(list((tmp_path / "out" / "round-1" / "real").glob("*.safetensors"))) == 1
+
+
+def test_a_teacher_in_latents_gives_a_student_in_latents(make_teacher, tmp_path):
+    torch.manual_seed(0)
+    vae = AutoencoderKL(in_channels=3, out_channels=3, latent_channels=1, block_out_channels=(8,), norm_num_groups=4)
+    teacher = make_teacher(vae=vae)
+    folder = reflow(teacher, tmp_path / "out", overrides=TINY, progress=False)
+    student = ImagePipeline.from_pretrained(folder)
+    assert student.vae.config.latent_channels == 1
+    assert student(class_labels=[0, 1], output_type="pt").images.shape == (2, 3, 8, 8)
+    with pytest.raises(InputError, match="'lpips-huber' is for pixels"):
+        reflow(teacher, tmp_path / "other", overrides=[*TINY, "objective.error=lpips-huber"], progress=False)
+    assert not list((tmp_path / "other").glob("**/*"))
 
 
 def test_a_network_that_never_moved_is_measured_too(make_teacher, tmp_path):
