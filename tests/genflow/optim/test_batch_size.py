@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, TensorDataset
+from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
 
 from genflow.errors import InputError
 from genflow.optim import (
-    AdaGradNorm,
     BatchSizeController,
     GradientStatistics,
     MicroBatchGradients,
@@ -256,55 +255,3 @@ def test_accumulation_under_accelerate() -> None:
     assert [count for count, *_ in updates[:7]] == [2, 2, 3, 3, 3 + 2 * 4, 12, 12]
     for _, gradient, mean in (updates[i] for i in (0, 1, 2, 3, 5, 6)):
         assert gradient == pytest.approx(mean, rel=1e-5)
-
-
-@pytest.mark.parametrize("test", ["norm", "augmented", "coordinate"])
-def test_batches_grow_and_fewer_updates_reach_the_same_loss(test: str) -> None:
-    """Logistic regression to within 0.005 of the least loss, with AdaGrad-Norm (by coordinates: torch's Adagrad)."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2048, 10, generator=generator)
-    y = (x @ torch.randn(10, generator=generator) + torch.randn(2048, generator=generator) > 0).float()
-
-    def full(w: Tensor) -> float:
-        return F.binary_cross_entropy_with_logits(x @ w, y).item()
-
-    def updates_to(goal: float, adaptive: bool) -> tuple[int, BatchSizeController]:
-        torch.manual_seed(1)
-        w = nn.Parameter(torch.zeros(10))
-        by_coordinate = test == "coordinate"
-        optimizer = torch.optim.Adagrad([w], lr=0.3) if by_coordinate else AdaGradNorm([w], lr=1.0)
-        controller = BatchSizeController(4, 512, test=test)
-        sampler = ResizableBatchSampler(RandomSampler(range(2048)), controller)
-        updates = 0
-        while updates < 3000:
-            for rows in sampler:
-                errors = torch.sigmoid(x[rows] @ w.detach()) - y[rows]
-                samples = errors[:, None] * x[rows]
-                w.grad = samples.mean(0)
-                optimizer.step()
-                updates += 1
-                if adaptive and len(rows) > 1:
-                    # by coordinates half of them decide: the largest ratio asks for everything at once
-                    controller.update(gradient_statistics([samples], quantile=0.5 if by_coordinate else 1.0))
-                if full(w) < goal:
-                    return updates, controller
-        return updates, controller
-
-    optimum = nn.Parameter(torch.zeros(10))
-    newton = torch.optim.LBFGS([optimum], max_iter=100)
-
-    def closure() -> Tensor:
-        newton.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(x @ optimum, y)
-        loss.backward()
-        return loss
-
-    newton.step(closure)
-    goal = full(optimum) + 0.005
-    fixed, _ = updates_to(goal, False)
-    grown, controller = updates_to(goal, True)
-    sizes = [size for _, size in controller.history]
-    print(f"{test}: {fixed} updates of 4 samples, {grown} of {sizes}")
-    assert grown < 0.5 * fixed
-    assert sizes == sorted(sizes)
-    assert sizes[-1] > 16

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genflow.errors import InputError, NonFiniteError
@@ -216,80 +215,3 @@ def test_bad_parameters_and_losses_are_named() -> None:
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
     with pytest.raises(RuntimeError, match="inner_loss: its gradient depends on no parameter"):
         BORep([problem.x], [problem.y], problem.outer, lambda: problem.y.sum()).step()
-
-
-# the paper's claims
-
-
-def test_under_unbounded_smoothness_normalized_steps_converge_and_plain_ones_do_not() -> None:
-    """f = sum cosh(5 y), whose curvature grows with its gradient; started where that is e^15."""
-
-    def final(lr: float, normalize: bool) -> float:
-        x, y = nn.Parameter(torch.full((2,), 3.0)), nn.Parameter(torch.zeros(2))
-        optimizer = BORep(
-            [x],
-            [y],
-            lambda: torch.cosh(5 * y).sum(),
-            lambda: (y - x).square().sum() / 2,
-            lr=lr,
-            inner_lr=0.5,
-            system_lr=0.5,
-            interval=2,
-            inner_steps=5,
-            normalize=normalize,
-            nonfinite="skip",
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda t: 1 / (1 + 0.03 * t), lambda t: 1.0])
-        for _ in range(300):
-            optimizer.step()
-            schedule.step()
-        return torch.cosh(5 * x.detach()).sum().item()
-
-    normalized = final(0.2, True)
-    plain = {lr: final(lr, False) for lr in (1e-8, 1.5e-7, 1e-6, 1e-2)}
-    print(f"normalized {normalized:.3f}; plain { ({k: f'{v:.3g}' for k, v in plain.items()}) }; optimum 2")
-    assert normalized < 2.1
-    assert min(plain.values()) > 2 * normalized
-
-
-def test_hyper_data_cleaning() -> None:
-    """Half the labels are wrong; weights of the samples, learnt by BO-REP, tell which, and clean the classifier.
-
-    Plain descent with the same step size hardly moves. (This loss is smooth: with a step size 3000 times larger, plain
-    descent gets there too; where smoothness is unbounded, see the test above, no step size does.)
-    """
-    torch.manual_seed(0)
-    centres = 2 * torch.randn(4, 8)
-    labels = torch.arange(240) % 4
-    samples = centres[labels] + torch.randn(240, 8)
-    samples = samples / samples.norm(dim=1).mean()
-    train, clean, held = slice(0, 120), slice(120, 180), slice(180, 240)
-    wrong = torch.rand(120) < 0.5
-    given = torch.where(wrong, (labels[train] + torch.randint(1, 4, (120,))) % 4, labels[train])
-
-    def solve(lr: float, **options: Any) -> tuple[float, float, float]:
-        importance, weight = nn.Parameter(torch.zeros(120)), nn.Parameter(torch.zeros(4, 8))
-
-        def inner() -> Tensor:
-            losses = F.cross_entropy(samples[train] @ weight.T, given, reduction="none")
-            return (importance.sigmoid() * losses).mean() + 0.01 * weight.square().sum()
-
-        def outer() -> Tensor:
-            return F.cross_entropy(samples[clean] @ weight.T, labels[clean])
-
-        optimizer = BORep(
-            [importance], [weight], outer, inner, lr=lr, inner_lr=1.0, system_lr=1.0, inner_steps=5, **options
-        )
-        for _ in range(200):
-            found = optimizer.step()
-        judged = ((importance.detach() < 0) == wrong).float().mean().item()
-        accuracy = (samples[held] @ weight.detach().T).argmax(1).eq(labels[held]).float().mean().item()
-        return found["outer_loss"].item(), accuracy, judged
-
-    ours, plain = solve(0.3), solve(0.3, normalize=False)
-    without = solve(0.0)
-    for name, (loss, accuracy, judged) in {"BO-REP": ours, "plain": plain, "lower level alone": without}.items():
-        print(f"{name}: clean loss {loss:.3f}, held-out accuracy {accuracy:.2f}, samples judged rightly {judged:.2f}")
-    assert ours[0] < 0.6 < plain[0] - 0.3
-    assert ours[1] > max(plain[1], without[1])
-    assert ours[2] > 0.95

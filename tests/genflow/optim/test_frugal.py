@@ -308,27 +308,6 @@ def test_options_may_change_midway() -> None:
 # state
 
 
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    tensors = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
-    return sum(v.numel() * v.element_size() for v in tensors)
-
-
-def test_memory_at_a_quarter_is_about_a_quarter_of_adams() -> None:
-    def bytes_of(make: Any) -> int:
-        params = [nn.Parameter(torch.zeros(256, 256)) for _ in range(3)]
-        optimizer = make(params)
-        for p in params:
-            p.grad = torch.ones_like(p)
-        optimizer.step()
-        return state_bytes(optimizer)
-
-    adam = bytes_of(torch.optim.AdamW)
-    assert bytes_of(lambda p: FRUGAL(p, density=0.25)) < 0.252 * adam
-    assert bytes_of(lambda p: FRUGAL(p, density=0.25, select="entries")) < 0.377 * adam  # and int32 indices
-    assert bytes_of(lambda p: FRUGAL(p, density=0.25, select="svd")) < 0.377 * adam  # and the basis
-    assert bytes_of(lambda p: FRUGAL(p, density=1 / 3, select="blocks")) < 0.334 * adam
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("base", ["adamw", "stable-spam", "adagrad-norm"])
 @pytest.mark.parametrize("select", ["columns", "entries", "svd", "blocks"])

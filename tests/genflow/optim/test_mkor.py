@@ -265,33 +265,6 @@ def test_rule_follows_algorithm_1(options: dict[str, Any]) -> None:
         torch.testing.assert_close(p.detach(), q, rtol=1e-10, atol=1e-10)
 
 
-def test_fewer_steps_than_adam_where_it_is_ill_conditioned() -> None:
-    """Inputs far from zero: the second order pays. Each optimizer with the best of several step sizes."""
-
-    def steps_to(make: Any, limit: int = 400) -> int:
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 3))
-        generator = torch.Generator().manual_seed(1)
-        x = torch.randn(256, 10, generator=generator) + 3
-        y = torch.sin(x @ torch.randn(10, 3, generator=generator) / 3)
-        optimizer = make(model)
-        for step in range(limit):
-            optimizer.zero_grad()
-            loss = (model(x) - y).square().mean()
-            if loss < 0.12:
-                return step
-            loss.backward()
-            optimizer.step()
-        return limit
-
-    rates = (0.003, 0.01, 0.03, 0.1)
-    mkor = min(steps_to(lambda m, lr=lr: MKOR(m, lr=lr, inverse_gap=1)) for lr in (*rates, 0.3))
-    sgd = min(steps_to(lambda m, lr=lr: torch.optim.SGD(m.parameters(), lr, momentum=0.9)) for lr in (*rates, 0.3))
-    adam = min(steps_to(lambda m, lr=lr: torch.optim.Adam(m.parameters(), lr)) for lr in rates)
-    print(f"steps to 0.12: MKOR {mkor}, SGD {sgd}, Adam {adam}")
-    assert mkor < min(sgd, adam)
-
-
 @pytest.mark.parametrize("cls", [MKOR, MKORH])
 @pytest.mark.parametrize("base", ["sgd", "adamw", "lion"])
 @pytest.mark.parametrize("options", [{}, {"half_precision": True}], ids=["float32", "float16"])
@@ -508,29 +481,3 @@ def test_bad_values_are_named(options: dict[str, Any], message: str) -> None:
 def test_bad_values_of_mkor_h_are_named(name: str) -> None:
     with pytest.raises(InputError, match=f"{name}: got -1"):
         MKORH(network(), **{name: -1})
-
-
-@pytest.mark.slow
-def test_the_cost_of_an_update_grows_quadratically_with_width() -> None:
-    """Against a dense inverse, which grows cubically; least of several runs each."""
-    from time import perf_counter
-
-    def seconds(run: Any, size: int) -> float:
-        inverse, vector = torch.eye(size), torch.randn(size)
-        times = []
-        for _ in range(7):
-            begun = perf_counter()
-            run(inverse, vector)
-            times.append(perf_counter() - begun)
-        return min(times)
-
-    def dense(inverse: Tensor, v: Tensor) -> Tensor:
-        return torch.linalg.inv(0.95 * inverse + 0.05 * torch.outer(v, v))
-
-    sizes = (512, 1024, 2048)
-    slopes = {}
-    for name, run in (("rank one", lambda i, v: update_inverse_(i, v, 0.95)), ("dense", dense)):
-        seen = [seconds(run, size) for size in sizes]
-        slopes[name] = math.log(seen[-1] / seen[0]) / math.log(sizes[-1] / sizes[0])
-        print(name, [f"{s * 1e3:.2f} ms" for s in seen], f"exponent {slopes[name]:.2f}")
-    assert slopes["rank one"] < 2.5 < slopes["dense"] + 0.3

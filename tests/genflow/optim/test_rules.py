@@ -494,17 +494,6 @@ def test_projection_with_and_without_reading_values_back(delta: float) -> None:
     assert hits == {0.0: [False] * 4, 0.1: [False, True, True, True], 10.0: [True] * 4}[delta]
 
 
-def test_adamp_keeps_the_length_of_scale_invariant_weights_and_adam_does_not() -> None:
-    lengths = {}
-    for cls in (AdamP, torch.optim.AdamW):
-        rows, whole = run(lambda p, cls=cls: cls(p, 0.05, weight_decay=0.0))[2:]
-        lengths[cls] = torch.cat([rows.flatten(1).norm(dim=1), whole.norm()[None]])
-    rows, whole = start()[2:]
-    at_start = torch.cat([rows.flatten(1).norm(dim=1), whole.norm()[None]])
-    growth = {cls: (length / at_start - 1).max().item() for cls, length in lengths.items()}
-    assert growth[AdamP] < 0.5 * growth[torch.optim.AdamW]
-
-
 def test_sgdp_projects_the_update_and_never_the_buffer() -> None:
     """The authors' code projects the buffer in place too, for it is the update; timm and pytorch-optimizer do not."""
     params = [p.requires_grad_() for p in start()]

@@ -198,32 +198,6 @@ def test_a_record_is_what_its_parts_say(problem, tmp_path):
     assert json.loads(lines[0])["spectrum"]["size"] == hessian.size
 
 
-def test_sgd_on_interpolating_least_squares():
-    """The trace bound is necessary for batches of one: beyond it, far below 2 / lambda, SGD leaves the minimum."""
-    generator = torch.Generator().manual_seed(0)
-    a = torch.randn(8, 20, generator=generator, dtype=torch.float64)
-    target = a @ torch.randn(20, generator=generator, dtype=torch.float64)
-
-    def end(lr_times_half, of, batch):
-        x = torch.zeros(20, dtype=torch.float64, requires_grad=True)
-        hessian = Hessian(lambda: (a @ x - target).square().mean(), [x])
-        values = torch.linalg.eigvalsh(hessian.dense())
-        lr = 2 * lr_times_half / (values[-1] if of == "sharpness" else values.sum()).item()
-        weights = x.detach()
-        for _ in range(6000):
-            rows = torch.randint(0, 8, (1,), generator=generator) if batch else slice(None)
-            residual = a[rows] @ weights - target[rows]
-            weights = weights - lr * 2 * a[rows].T @ residual / len(residual)
-            if weights.norm() > 1e6:
-                return math.inf
-        return (a @ weights - target).square().mean().item()
-
-    assert end(0.9, "sharpness", False) < 1e-10
-    assert end(1.1, "sharpness", False) > 1e3
-    assert end(0.3, "trace", True) < 1e-10
-    assert end(1.5, "trace", True) > 1e3
-
-
 def test_divergence_and_bad_input():
     x = torch.tensor([float("inf")], requires_grad=True)
     optimizer = torch.optim.SGD([x], lr=0.1)
