@@ -30,6 +30,7 @@ from torch import Tensor
 from genflow.errors import InputError, check_number
 from genflow.registry import create_by_name
 from genflow.transport.exact import exact_assignment, pairwise_cost
+from genflow.transport.fixed_sweeps import LEAST_REG, fixed_sweeps, relative_size
 from genflow.transport.newton import sinkhorn_newton
 from genflow.transport.problem import EntropicPlan, UnconvergedWarning
 from genflow.transport.sweeps import sinkhorn
@@ -39,9 +40,6 @@ __all__ = ["COUPLINGS", "Coupling", "create_coupling"]
 REG = 0.1
 TOLERANCE = 1e-3
 """Marginal error of a training batch's plan: at most this share of the draws goes to other noise than it should."""
-
-_ROUNDING = 1e-12
-"""Of squared distances, as a share of the largest, with room to spare."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +86,11 @@ def relative_cost(x0: Tensor, noise: Tensor, groups: Groups) -> Tensor:
     """
     cost = pairwise_cost(x0.flatten(1)[groups.index], noise.flatten(1)[groups.index])
     mass = groups.masses.to(cost.device)
-    # one image alone, or points that all coincide, have nothing to choose: what is left of them is rounding
-    least = torch.finfo(torch.float32).tiny + _ROUNDING * cost.amax((-2, -1))
+    largest = cost.amax((-2, -1))
     cost = cost - (cost @ mass.unsqueeze(-1))
     cost = cost - (mass.unsqueeze(-2) @ cost)
     square = (mass.unsqueeze(-2) @ cost.square() @ mass.unsqueeze(-1)).squeeze((-2, -1))
-    cost = cost / torch.maximum(square.sqrt(), least)[:, None, None]
+    cost = cost / relative_size(square, largest)[:, None, None]
     return cost.masked_fill((mass == 0).unsqueeze(-1) | (mass == 0).unsqueeze(-2), 0.0)
 
 
@@ -138,8 +135,12 @@ class Coupling(ABC):
             raise InputError(f"labels: got shape {tuple(labels.shape)}; allowed: ({len(x0)},), one for each of x0")
         if labels is None and self.class_wise is True:
             raise InputError("labels: got None; allowed: classes, for a coupling with class_wise=True")
-        groups = Groups.of(len(x0), labels if self.class_wise else None, x0.device)
-        return groups.scatter(self._choose(x0.detach(), noise.detach(), groups, generator))
+        return self._partners(x0.detach(), noise.detach(), generator, labels if self.class_wise else None)
+
+    def _partners(self, x0: Tensor, noise: Tensor, generator: torch.Generator, labels: Tensor | None) -> Tensor:
+        """:meth:`partners` of a batch that was checked, within the classes that ``labels`` say."""
+        groups = Groups.of(len(x0), labels, x0.device)
+        return groups.scatter(self._choose(x0, noise, groups, generator))
 
     @abstractmethod
     def _choose(self, x0: Tensor, noise: Tensor, groups: Groups, generator: torch.Generator) -> Tensor:
@@ -177,6 +178,10 @@ class EntropicCoupling(Coupling):
 
     Every row of noise is expected once a batch, but may come twice or not at all.
 
+    On an accelerator solvers that ask whether they are done make the host wait each time. There, from a ``reg`` of 0.05
+    and a tolerance of 1e-3 on, the plan is that of a fixed number of overrelaxed sweeps (:mod:`genflow.transport.
+    fixed_sweeps`), which waits for nothing and leaves an error of about 1e-3; otherwise the named solver's.
+
     Attributes:
         reg: the entropy's weight, in units of the root mean square of what squared distances are beyond their rows'
             and columns' means; small is near the exact coupling, large near the independent one.
@@ -191,6 +196,15 @@ class EntropicCoupling(Coupling):
         self.reg = check_number("reg", reg, at_least=1e-6)
         self.tolerance = check_number("tolerance", tolerance, above=0, below=1)
         self._warned = False
+
+    def solves(self, device: torch.device) -> bool:
+        """Whether plans on ``device`` are the named solver's, and not those of a fixed number of sweeps."""
+        return device.type in ("cpu", "mps") or self.reg < LEAST_REG or self.tolerance < TOLERANCE
+
+    def _partners(self, x0: Tensor, noise: Tensor, generator: torch.Generator, labels: Tensor | None) -> Tensor:
+        if self.solves(x0.device):
+            return super()._partners(x0, noise, generator, labels)
+        return torch.multinomial(fixed_sweeps(x0, noise, labels, self.reg), 1, generator=generator)[:, 0]
 
     def _choose(self, x0: Tensor, noise: Tensor, groups: Groups, generator: torch.Generator) -> Tensor:
         cost = relative_cost(x0, noise, groups)

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genflow.errors import InputError
-from genflow.transport import COUPLINGS, create_coupling, sinkhorn, wasserstein
+from genflow.transport import COUPLINGS, create_coupling, sinkhorn, sinkhorn_newton, wasserstein
 from genflow.transport.couplings import Groups, relative_cost
+from genflow.transport.fixed_sweeps import fixed_sweeps
 
 OPTIMAL = [name for name in COUPLINGS if name != "independent"]
 ENTROPIC = [name for name in COUPLINGS if name.startswith("sinkhorn")]
@@ -182,6 +183,61 @@ def test_every_batch_is_paired_within_its_classes(name, count, classes, shape, d
     assert kept is labels
     assert torch.equal(paired, noise[partners])
     assert paired.dtype == dtype
+
+
+@pytest.mark.parametrize("reg", [0.05, 0.1, 1.0, 1e3])
+@pytest.mark.parametrize("classes", [0, 1, 5])
+@pytest.mark.parametrize("shape", [(2,), (784,)])
+def test_a_fixed_number_of_sweeps_gives_the_solvers_plan(reg, classes, shape):
+    x0, noise = normal(128, *shape).abs(), normal(128, *shape, seed=1)
+    labels = torch.randint(classes, (128,), generator=seeded()) if classes else None
+    plan = fixed_sweeps(x0, noise, labels, reg)
+    groups = Groups.of(128, labels, x0.device)
+    exact = sinkhorn_newton(groups.masses, groups.masses, relative_cost(x0, noise, groups), reg).plan
+    expected = torch.zeros_like(plan)
+    for index, filled, part in zip(groups.index, groups.filled, exact, strict=True):
+        members = index[filled]
+        expected[members[:, None], members] = part[filled][:, filled] * len(members)
+    assert torch.allclose(plan.sum(1), torch.ones(128).double())
+    assert float((plan.sum(0) - 1).abs().mean()) < 2e-3
+    assert float((plan - expected).abs().sum(1).mean()) < 4e-3
+    assert labels is None or not bool(plan[labels[:, None] != labels].any())
+
+
+@pytest.mark.parametrize("name", ENTROPIC)
+def test_on_an_accelerator_pairs_come_from_fixed_sweeps(name, monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert create_coupling(name).solves(cpu)
+    assert not create_coupling(name).solves(cuda)
+    assert create_coupling(name, reg=0.02).solves(cuda)
+    assert create_coupling(name, tolerance=1e-6).solves(cuda)
+    x0, noise, labels = normal(60, 3), normal(60, 3, seed=1), torch.arange(60) % 4
+    coupling = create_coupling(name)
+    monkeypatch.setattr(type(coupling), "solves", lambda self, device: False)
+    partners = coupling.partners(x0, noise, seeded(), labels)
+    assert torch.equal(labels[partners], labels)
+    plan = fixed_sweeps(x0, noise, labels, coupling.reg)
+    assert torch.equal(partners, torch.multinomial(plan, 1, generator=seeded())[:, 0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    count=st.integers(1, 40),
+    classes=st.integers(0, 4),
+    scale=st.sampled_from([0.0, 1e-6, 1.0, 1e6]),
+    outlier=st.sampled_from([1.0, 1e4]),
+    reg=st.sampled_from([0.05, 0.3]),
+    seed=st.integers(0, 1000),
+)
+def test_fixed_sweeps_give_probabilities_whatever_the_points(count, classes, scale, outlier, reg, seed):
+    x0, noise = scale * normal(count, 3, seed=seed), normal(count, 3, seed=seed + 1)
+    x0[0] *= outlier
+    labels = torch.randint(classes, (count,), generator=seeded(seed)) if classes else None
+    plan = fixed_sweeps(x0, noise, labels, reg)
+    assert bool(plan.isfinite().all())
+    assert torch.allclose(plan.sum(1), torch.ones(count).double())
+    partners = torch.multinomial(plan, 1, generator=seeded())[:, 0]
+    assert labels is None or torch.equal(labels[partners], labels)
 
 
 @pytest.mark.parametrize("name", OPTIMAL)
