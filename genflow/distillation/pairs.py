@@ -88,10 +88,10 @@ def make_pairs(
 ) -> Path:
     """Solve the teacher's ODE from ``count`` noises and write noise, image and label to ``folder``.
 
-    Only the shards that are not there are made. The noise of shard i comes from one generator, seeded by (seed, i), on
-    the host: the shard is what is lost and made again, one draw for all of it is a hundred times faster than a
-    generator for each image, and the noise is the same on every device, in every batch and under any number of
-    processes, which share the shards. Classes come in turn, so that each is there as often.
+    Only the shards that are not there are made. The noise of shard i comes from one generator on the host, seeded by
+    (seed, i): the shard is what is lost and made again, so that nothing is gained by a generator for each image. The
+    noise is the same on every device, in every batch and under any number of processes, which share the shards.
+    Classes come in turn, so that each is there as often.
 
     Args:
         model: the teacher, as :class:`~genflow.distillation.teacher.ODETeacher` loads it.
