@@ -120,7 +120,7 @@ def fashion_mnist(
         str | None, typer.Option(help="name[:key=value...], separated by commas; all by default.", metavar="LIST")
     ] = None,
     search: Annotated[
-        int | None, typer.Option(help="Updates of the runs that choose a step size; 0: none.  [default: a fifth]")
+        int | None, typer.Option(help="Updates of the runs that choose a step size; 0: none; a fifth by default.")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Runs of each.")] = 1,
     samples: Annotated[int, typer.Option(help="Images for the Frechet distance; 0: none.")] = 2048,
