@@ -4,6 +4,7 @@ Pearlmutter, "Fast Exact Multiplication by the Hessian", Neural Computation 6 (1
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from genflow.errors import InputError, NonFiniteError, check_number
+from genflow.errors import InputError, NonFiniteError, check_flag, check_number
 from genflow.optim.dynamics.operators import Operator, flatten, unflatten
 
 __all__ = ["Hessian"]
@@ -33,9 +34,13 @@ class Hessian(Operator):
             about four without it; memory grows with every micro-batch. By default True for a single batch.
             The products belong to the weights at the first product; after a change of the weights make a new Hessian.
         seed: of torch's global generator inside the loss.
+        distributed: the micro-batches are this process's share of all that count; loss, gradient and products are over
+            those of all processes of ``torch.distributed``, which must ask for them alike. Default False: each process
+            is on its own.
 
     Raises:
-        InputError: no parameters, a parameter that is frozen or complex, weights that do not fit.
+        InputError: no parameters, a parameter that is frozen or complex, weights that do not fit, ``distributed``
+            without an initialized ``torch.distributed``.
     """
 
     def __init__(
@@ -47,8 +52,12 @@ class Hessian(Operator):
         weights: Sequence[float] | None = None,
         keep_graph: bool | None = None,
         seed: int = 0,
+        distributed: bool = False,
     ) -> None:
         params = list(params)
+        available = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if check_flag("distributed", distributed) and not available:
+            raise InputError("distributed: True without torch.distributed; call init_process_group first")
         if not params:
             raise InputError("params: got none; allowed: at least one parameter")
         for index, param in enumerate(params):
@@ -70,7 +79,9 @@ class Hessian(Operator):
         size = sum(param.numel() for param in params)
         super().__init__(self._product, size, dtype, params[0].device)
         self.loss, self.params, self.batches, self.seed = loss, params, batches, seed
-        self.weights = [weight / sum(weights) for weight in weights]
+        self.distributed = distributed
+        whole = self._over_processes(float(sum(weights)))
+        self.weights = [weight / whole for weight in weights]
         self.keep_graph = count == 1 if keep_graph is None else keep_graph
         self.products = 0
         self._kept: dict[int, tuple[Tensor, list[Tensor]]] = {}
@@ -79,10 +90,21 @@ class Hessian(Operator):
         return f"Hessian({self.size} parameters, {len(self.weights)} batches)"
 
     def batch(self, index: int) -> "Hessian":
-        """The Hessian of one micro-batch alone."""
-        if len(self.weights) == 1:
+        """The Hessian of one micro-batch of this process alone."""
+        if len(self.weights) == 1 and not self.distributed:
             return self
-        return Hessian(self.loss, self.params, [self.batches[index]], seed=self.seed + index)
+        batches = None if self.batches is None else [self.batches[index]]
+        return Hessian(self.loss, self.params, batches, seed=self.seed + index)
+
+    def _summed(self, x: Tensor) -> Tensor:
+        if self.distributed:
+            torch.distributed.all_reduce(x)
+        return x
+
+    def _over_processes(self, value: float) -> float:
+        if not self.distributed:
+            return value
+        return self._summed(torch.tensor([value], dtype=torch.float64, device=self.device)).item()
 
     @contextlib.contextmanager
     def _evaluation(self, index: int) -> Iterator[None]:
@@ -102,7 +124,8 @@ class Hessian(Operator):
         loss = self.loss() if self.batches is None else self.loss(self.batches[index])
         if loss.numel() != 1:
             raise InputError(f"loss: gave shape {tuple(loss.shape)}; allowed: a scalar, the mean over the batch")
-        if not torch.isfinite(loss.detach()).all():
+        # over several processes all must learn of it: from the sums
+        if not self.distributed and not torch.isfinite(loss.detach()).all():
             raise NonFiniteError(f"loss: {loss.item()} on batch {index}")
         gradients = torch.autograd.grad(
             loss.reshape(()), self.params, create_graph=create, allow_unused=True, materialize_grads=True
@@ -120,7 +143,10 @@ class Hessian(Operator):
                 loss, parts = self._graph(index, create=self.keep_graph)
             total += weight * loss.item()
             gradient.add_(flatten([part.detach() for part in parts]), alpha=weight)
-        return total, gradient
+        total = self._over_processes(total)
+        if not math.isfinite(total):
+            raise NonFiniteError(f"loss: {total} on the batches of all processes")
+        return total, self._summed(gradient)
 
     def _product(self, vector: Tensor) -> Tensor:
         parts = [p.to(q.dtype) for p, q in zip(unflatten(vector.detach(), self.params), self.params, strict=True)]
@@ -142,7 +168,7 @@ class Hessian(Operator):
                 )
             total.add_(flatten(products), alpha=weight)
         self.products += 1
-        return total
+        return self._summed(total)
 
     def dense(self) -> Tensor:
         """The whole matrix (P, P), by P products; for small networks."""

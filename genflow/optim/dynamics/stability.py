@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from genflow.errors import check_number
+from genflow.errors import check_flag, check_number
 from genflow.files import write_text
 from genflow.optim.dynamics.hessian import Hessian
 from genflow.optim.dynamics.hutchinson import Estimate
@@ -80,7 +80,7 @@ def stability_ratio(
 def batch_sharpness(hessian: Hessian) -> Estimate:
     """The mean of g'Hg / |g|^2 over the micro-batches, each with its own gradient and Hessian.
 
-    A batch with a zero gradient counts 0.
+    A batch with a zero gradient counts 0. Those of all processes count where the Hessian is ``distributed``.
     """
     samples: list[float] = []
     for index in range(len(hessian.weights)):
@@ -88,6 +88,10 @@ def batch_sharpness(hessian: Hessian) -> Estimate:
         _, gradient = part.gradient()
         square = float(gradient @ gradient)
         samples.append(float(gradient @ part(gradient)) / square if square else 0.0)
+    if hessian.distributed:
+        gathered: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(gathered, samples)
+        samples = [sample for some in gathered for sample in some]
     return Estimate.of(samples)
 
 
@@ -144,6 +148,8 @@ class StabilityMonitor:
         probes: probes of the spectral density and the trace, each of ``steps`` products; default 0: none.
         batches: measure the batch sharpness too, for one product a micro-batch; default True.
         seed: of the probes.
+        distributed: the batches given to :meth:`measure` are this process's share; every process measures at the same
+            time, and finds the same. Default False.
 
     Raises:
         InputError: a number out of range.
@@ -158,6 +164,7 @@ class StabilityMonitor:
         probes: int = 0,
         batches: bool = True,
         seed: int = 0,
+        distributed: bool = False,
     ) -> None:
         check_number("steps", steps, at_least=1, integer=True)
         check_number("tolerance", tolerance, at_least=0)
@@ -165,6 +172,7 @@ class StabilityMonitor:
         check_number("seed", seed, at_least=0, integer=True)
         self.optimizer = optimizer
         self.steps, self.tolerance, self.probes, self.batches, self.seed = steps, tolerance, probes, batches, seed
+        self.distributed = check_flag("distributed", distributed)
         self.records: list[StabilityRecord] = []
 
     @property
@@ -193,7 +201,7 @@ class StabilityMonitor:
         started = time.perf_counter()
         step = len(self.records) if step is None else step
         params = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
-        hessian = Hessian(loss, params, batches, weights=weights)
+        hessian = Hessian(loss, params, batches, weights=weights, distributed=self.distributed)
         value, gradient = hessian.gradient()
         top = largest_eigenvalue(hessian, **self._lanczos(step, 0))
         preconditioned, threshold, ratio = self._stability(hessian, top.value, step)
