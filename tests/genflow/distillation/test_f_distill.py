@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -410,3 +411,33 @@ class Copies(TorchDispatchMode):
         if name == "lift_fresh" and result.device.type != "cpu":
             self.names.append(name)
         return result
+
+
+@pytest.mark.slow
+def test_two_processes(launch, data, tmp_path):
+    """Each has its share of the batch, both the same networks and ratio; a run that goes on ends in the same bytes."""
+    teacher().save_pretrained(tmp_path / "teacher")
+    from genflow.images import save_png, to_pil
+
+    for index, image in enumerate(to_pil(data.images[:12] / 127.5 - 1)):
+        save_png(image, tmp_path / "photos" / ("cat", "dog", "owl")[index % 3] / f"{index}.png")
+    settings = [f"data.source={tmp_path / 'photos'}", "batch_size=8", "student_every=2", "steps=2", "precision=fp32"]
+    settings += ["log.sample_every_steps=0", "log.checkpoint_every_steps=3", "log.every_steps=1", "optimizer.lr=1e-3"]
+    settings = [word for setting in settings for word in ("--set", setting)]
+    command = ["-m", "genflow", "distill", "f-distill", tmp_path / "teacher", *settings, "--set", "iterations=6"]
+    launch(*command, "--out", tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "step-00000006")
+    launch(*command, "--out", tmp_path / "again")
+    assert weights(tmp_path / "again") == weights(tmp_path / "whole")
+    found = rows(tmp_path / "whole")
+    assert [row["step"] for row in found] == [1, 2, 3, 4, 5, 6]
+    # the fake score's first loss is that of the two shares, each drawn as its own
+    run = make(tmp_path / "alone", data, batch_size=4, steps=2)
+    from genflow.data import load_images
+    from genflow.distillation.f_distill_batches import DrawStream
+
+    images = load_images(tmp_path / "photos")
+    stream = DrawStream(run.recipe, run.networks.pipeline, run.networks.times, images, run.device, 4, 2)
+    losses = [run.networks.other_losses(stream.draw(0, slot, True))["fake_loss"].item() for slot in range(2)]
+    assert found[0]["fake_loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)
