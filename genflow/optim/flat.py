@@ -89,11 +89,16 @@ class FlatSteps:
     def __init__(self, params: list[Tensor], states: list[State], sizes: Sizes) -> None:
         self._names = [name for name in states[0] if name != "step"]
         self._params = params
-        self._pack = sizes.pack
         large = [i for i, param in enumerate(params) if param.numel() > sizes.joined and self._lies_flat(i, states)]
         small = sorted(set(range(len(params))).difference(large))
         self._blocks = self._join(small, states, sizes.block)
         self._large = [self._cut(index, states[index], sizes.piece) for index in large]
+        whole = len(large) - len(large) % sizes.pack  # the rest one by one: a graph for each number would take long
+        packs = [self._large[i : i + sizes.pack] for i in range(0, whole, sizes.pack)]
+        packs += [[large] for large in self._large[whole:]]
+        self._packs = [
+            (pack, [x for one in pack for x in one.params], [x for one in pack for x in one.states]) for pack in packs
+        ]
         self._states = [[state[name] for state in states] for name in self._names]
 
     def matches(self, params: list[Tensor], states: list[State]) -> bool:
@@ -118,14 +123,8 @@ class FlatSteps:
             torch._foreach_copy_(block.grad_parts, [grads[index] for index in block.indices])
             yield block.flat
             torch._foreach_copy_(block.params, block.param_parts)
-        whole = len(self._large) - len(self._large) % self._pack
-        packs = [self._large[i : i + self._pack] for i in range(0, whole, self._pack)]
-        for pack in [*packs, *([large] for large in self._large[whole:])]:
-            yield Flat(
-                [param for large in pack for param in large.params],
-                [piece for large in pack for piece in self._pieces(large, grads[large.index])],
-                [state for large in pack for state in large.states],
-            )
+        for pack, params, pieces in self._packs:
+            yield Flat(params, [x for large in pack for x in self._pieces(large, grads[large.index])], pieces)
 
     def _pieces(self, large: _Large, grad: Tensor) -> Sequence[Tensor]:
         if grad.stride() != large.strides and not _lie_alike(grad, self._params[large.index]):

@@ -107,12 +107,21 @@ def create_kappa(kappa: "str | dict[str, Any] | Kappa") -> "Kappa":
 
 
 @dataclass(frozen=True)
-class L1(Kappa):
+class _Box(Kappa):
+    """A sum over entries that grows with slope 1: its constraint is a box."""
+
+    entrywise = True
+
+    def gauge(self, y: Tensor) -> Tensor:
+        return y.abs().amax()
+
+
+@dataclass(frozen=True)
+class L1(_Box):
     """The l1 norm: Lion."""
 
     name = "l1"
     implies = "every |y_i| <= 1"
-    entrywise = True
 
     def value(self, c: Tensor) -> Tensor:
         return c.abs().sum()
@@ -126,9 +135,6 @@ class L1(Kappa):
     def grads_(self, cs: Sequence[Tensor]) -> list[Tensor]:
         torch._foreach_sign_(cs)
         return list(cs)
-
-    def gauge(self, y: Tensor) -> Tensor:
-        return y.abs().amax()
 
 
 @dataclass(frozen=True)
@@ -228,12 +234,11 @@ class HalfSquare(Kappa):
 
 
 @dataclass(frozen=True)
-class Huber(Kappa):
+class Huber(_Box):
     """``c^2 / (2 e)`` up to ``e``, then ``|c| - e/2``: a sign that is smooth around zero."""
 
     name = "huber"
     implies = "every |y_i| <= 1, and penalty e y^2 / 2"
-    entrywise = True
     e: float = 1.0
 
     def __post_init__(self) -> None:
@@ -246,20 +251,16 @@ class Huber(Kappa):
     def grad(self, c: Tensor) -> Tensor:
         return (c / self.e).clamp(-1, 1)
 
-    def gauge(self, y: Tensor) -> Tensor:
-        return y.abs().amax()
-
     def penalty(self, y: Tensor) -> Tensor:
         return self.e / 2 * y.square().sum()
 
 
 @dataclass(frozen=True)
-class PseudoHuber(Kappa):
+class PseudoHuber(_Box):
     """``sqrt(c^2 + e^2) - e``, the smooth Huber."""
 
     name = "pseudo-huber"
     implies = "every |y_i| <= 1, and penalty e (1 - sqrt(1 - y^2))"
-    entrywise = True
     e: float = 1.0
 
     def __post_init__(self) -> None:
@@ -272,20 +273,16 @@ class PseudoHuber(Kappa):
     def grad(self, c: Tensor) -> Tensor:
         return c / (c.square() + self.e**2).sqrt()
 
-    def gauge(self, y: Tensor) -> Tensor:
-        return y.abs().amax()
-
     def penalty(self, y: Tensor) -> Tensor:
         return self.e * (1 - (1 - y.square()).clamp_min(0).sqrt()).sum()
 
 
 @dataclass(frozen=True)
-class DeadZone(Kappa):
+class DeadZone(_Box):
     """``max(|c| - e, 0)``: entries with a small momentum rest, so that weights become sparse."""
 
     name = "dead-zone"
     implies = "every |y_i| <= 1, and penalty e ||y||_1"
-    entrywise = True
     e: float = 1e-3
 
     def __post_init__(self) -> None:
@@ -296,9 +293,6 @@ class DeadZone(Kappa):
 
     def grad(self, c: Tensor) -> Tensor:
         return c.sign() * (c.abs() > self.e)
-
-    def gauge(self, y: Tensor) -> Tensor:
-        return y.abs().amax()
 
     def penalty(self, y: Tensor) -> Tensor:
         return self.e * y.abs().sum()
