@@ -99,8 +99,10 @@ def draw_finding(name: str, found: dict[str, Any], path: Path) -> None:
 
     def fill(figure: Any) -> None:
         axes, panel = figure.subplots(), found["panel"]
-        for label, (x, y) in panel["lines"].items():
-            axes.plot(x, [float("nan") if value is None else value for value in y], label=label, linewidth=1.2)
+        for index, (label, (x, y)) in enumerate(panel["lines"].items()):
+            values = [float("nan") if value is None else value for value in y]
+            style = "-" if index < 10 else "--"  # there are ten colours
+            axes.plot(x, values, style, label=label, linewidth=1.2)
         if panel["level"] is not None:
             axes.axhline(panel["level"], color="k", linestyle="--", linewidth=1)
         for axis in panel["log"]:
