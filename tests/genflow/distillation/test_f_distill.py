@@ -441,3 +441,32 @@ def test_two_processes(launch, data, tmp_path):
     stream = DrawStream(run.recipe, run.networks.pipeline, run.networks.times, images, run.device, 4, 2)
     losses = [run.networks.other_losses(stream.draw(0, slot, True))["fake_loss"].item() for slot in range(2)]
     assert found[0]["fake_loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)
+
+
+def test_a_transformer_in_the_latents_of_a_vae(data, tmp_path):
+    """Real images are encoded, the student keeps the VAE; a learned variance beside the prediction is left out."""
+    from diffusers import AutoencoderKL, DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    network = DiTTransformer2DModel(
+        sample_size=4, in_channels=4, out_channels=8, num_layers=2, num_attention_heads=2, attention_head_dim=8,
+        num_embeds_ada_norm=3, norm_num_groups=4, patch_size=2,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        in_channels=1, out_channels=1, latent_channels=4, block_out_channels=(8, 8), norm_num_groups=4, sample_size=8,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, scaling_factor=0.5,
+    )  # fmt: skip
+    pipeline = ImagePipeline(network, SCHEDULERS["epsilon"](), vae=vae, default_guidance_scale=2.0)
+    run = make(tmp_path, data, pipeline, iterations=4)
+    draw = run.draws.draw(0, 0, True)
+    assert draw.real.shape == draw.noise.shape == (8, 4, 4, 4)
+    assert torch.equal(draw.real, run.draws.draw(0, 0, True).real)
+    images, _, _ = run.draws.images.draw(0, 0)
+    law = vae.encode(images).latent_dist
+    standard = (draw.real / 0.5 - law.mean) / law.std
+    assert standard.std().item() == pytest.approx(1.0, abs=0.1)
+    student = OneStepPipeline.from_pretrained(run.run())
+    assert student.vae is not None
+    assert student(class_labels=[0, 2], output_type="pt").images.shape == (2, 1, 8, 8)
+    with pytest.raises(InputError, match="data.source: 3 channels; the teacher's VAE takes 1"):
+        make(tmp_path / "grey", ImageData(data.images.repeat(1, 3, 1, 1), data.labels), pipeline)
