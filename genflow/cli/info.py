@@ -70,10 +70,13 @@ def _models() -> dict[str, str]:
     return {name: str(assets.path(name)) for name in assets.models()}
 
 
-def _recipes() -> list[str]:
-    from genflow import assets
+def _recipes(kind: str) -> Callable[[], list[str]]:
+    def recipes() -> list[str]:
+        from genflow import assets
 
-    return assets.recipes()
+        return assets.recipes(kind)
+
+    return recipes
 
 
 def _registry(module: str, name: str) -> Callable[[], list[str]]:
@@ -113,7 +116,8 @@ def gather() -> dict[str, Any]:
         "device": _device,
         "dtype": _dtype,
         "models": _models,
-        "recipes": _recipes,
+        "recipes": _recipes("train"),
+        "distill": _recipes("distill"),
         "schedulers": _schedulers,
         "solvers": _options("genflow.solvers", "SOLVERS"),
         "guidances": _options("genflow.guidance", "GUIDANCES"),
