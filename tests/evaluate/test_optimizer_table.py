@@ -139,3 +139,17 @@ def test_bad_input(protocol, tmp_path):
     with pytest.raises(InputError, match="unknown key 'batchsize'"):
         optimizers.fashion_mnist(overrides=["batchsize=3"], out=tmp_path, names="lion")
     assert not list(tmp_path.glob("*.json"))
+
+
+def test_command(protocol, tmp_path, capsys):
+    for _ in range(2):  # the second goes on from the first's figures
+        optimizers.fashion_mnist(
+            updates=2, names="lion", search=0, seeds=1, samples=0, steps=1, device="cpu", out=tmp_path / "out",
+            recipe="fashion-mnist", overrides=list(protocol.overrides), test=protocol.test,
+            json_file=tmp_path / "rows.json", plot=tmp_path / "a.png",
+        )  # fmt: skip
+        out = capsys.readouterr().out
+        assert "| lion | 0.0002 | none | 0.1 |" in out
+        assert "2 updates each, 1 seed(s), on cpu. lr: as set, not searched." in out
+        assert json.loads((tmp_path / "rows.json").read_text())["rows"][0]["optimizer"] == "lion"
+    assert (tmp_path / "a.png").is_file()
