@@ -160,8 +160,9 @@ def fashion_mnist(
         else "as set, not searched"
     )
     print(
-        f"\n{updates} updates each, {seeds} seed(s), on {rows[0]['device']}. lr: {chosen}. Training loss: mean over the "
-        f"last tenth. Held-out loss and FD ({samples} images, Heun {steps} steps, no guidance): of the averaged weights."
+        f"\n{updates} updates each, {seeds} seed(s), on {rows[0]['device']}. lr: {chosen}. "
+        f"Training loss: mean over the last tenth. Held-out loss and FD ({samples} images, Heun {steps} steps, no "
+        "guidance): of the averaged weights."
     )
     if json_file is not None:
         write_json(json_file, {"torch": str(torch.__version__), "rows": rows})
