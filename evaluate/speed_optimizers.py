@@ -25,6 +25,8 @@ class Rule:
     peer: str
     options: dict[str, Any]
     peer_options: dict[str, Any]
+    contiguous: bool = False
+    """The peer fails on other weights than contiguous ones, such as those with channels last."""
 
     @property
     def entrywise(self) -> bool:
@@ -40,8 +42,8 @@ RULES = (
     Rule("diffgrad", "DiffGrad", {"weight_decouple": True}, {}),
     Rule("adan", "Adan", {}, {}),
     Rule("stable-spam", "StableSPAM", {}, {}),
-    Rule("adamp", "AdamP", {}, {}),
-    Rule("sgdp", "SGDP", _MOMENTUM, _MOMENTUM),
+    Rule("adamp", "AdamP", {}, {}, contiguous=True),
+    Rule("sgdp", "SGDP", _MOMENTUM, _MOMENTUM, contiguous=True),
 )
 """Every rule of ours that pytorch-optimizer has."""
 
@@ -106,7 +108,8 @@ def compare_optimizers(
     with progress_bar("optimizers", len(settings) * (len(rules) + 1) + 1) as advance:
         for setting, make in settings.items():
             for rule in rules:
-                milliseconds = _time_rule(rule, make, device, peers, repeats)
+                made = (lambda make=make: [nn.Parameter(p.contiguous()) for p in make()]) if rule.contiguous else make
+                milliseconds = _time_rule(rule, made, device, peers, repeats)
                 rows += _rows(rule, setting, milliseconds)
                 advance(1)
             rows += _adamw_rows(setting, make, device, repeats)
