@@ -26,7 +26,10 @@ def commands() -> list[list[str]]:
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_commands_and_options_exist(words: list[str]) -> None:
-    known = {option for one in COMMANDS[words[1]].params for option in (*one.opts, *one.secondary_opts)}
+    command = COMMANDS[words[1]]
+    if hasattr(command, "commands"):  # as genflow distill
+        command = command.commands[words[2]]
+    known = {option for one in command.params for option in (*one.opts, *one.secondary_opts)}
     said = {word.split("=")[0] for word in words if word.startswith("--")}
     assert said <= known
 
