@@ -470,3 +470,15 @@ def test_a_transformer_in_the_latents_of_a_vae(data, tmp_path):
     assert student(class_labels=[0, 2], output_type="pt").images.shape == (2, 1, 8, 8)
     with pytest.raises(InputError, match="data.source: 3 channels; the teacher's VAE takes 1"):
         make(tmp_path / "grey", ImageData(data.images.repeat(1, 3, 1, 1), data.labels), pipeline)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("level", [1.0, 0.4])
+def test_training_makes_the_images_that_the_pipeline_makes(scheduler, level, data, tmp_path):
+    """From the same noise, also where the first level is not pure noise (DMD2's SDXL student begins at 0.4)."""
+    run = make(tmp_path, data, teacher(scheduler), student_times=[level])
+    draw = run.draws.draw(0, 0, False)
+    pipeline = run.networks.build_pipeline(run.networks.student)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(class_labels=draw.labels, latents=draw.normal, output_type="latent").images
+    torch.testing.assert_close(run.networks.generate(draw).detach(), images, rtol=1e-4, atol=1e-4)
