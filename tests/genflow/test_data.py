@@ -150,3 +150,39 @@ def test_image_data_checks_itself():
         ImageData(torch.zeros(2, 1, 3, 3, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
     with pytest.raises(InputError, match="at least one"):
         ImageData(torch.zeros(0, 1, 3, 3, dtype=torch.uint8))
+
+
+def test_classes_are_selected_in_the_order_asked_for():
+    images = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2)
+    data = ImageData(images, torch.tensor([0, 1, 2, 0, 1, 2]), ("cat", "dog", "7"), tuple("uvwxyz"))
+    two = data.select(["dog", 0])
+    assert two.images[:, 0, 0, 0].tolist() == [0, 1, 3, 4]
+    assert two.labels.tolist() == [1, 0, 1, 0]
+    assert two.class_names == ("dog", "cat")
+    assert two.names == ("u", "v", "x", "y")
+    one = data.select(["7"])  # a name before a number
+    assert one.images[:, 0, 0, 0].tolist() == [2, 5]
+    assert one.labels is None
+    assert one.num_classes is None
+    for classes, message in (
+        (["dig"], "'dig' is not known.*did you mean 'dog'.*0 to 2, or a name: cat, dog, 7"),
+        ([3], "3 is not known"),
+        (["cat", 0], "none twice"),
+        ([], "one or more"),
+    ):
+        with pytest.raises(InputError, match=message):
+            data.select(classes)
+    with pytest.raises(InputError, match="images without labels"):
+        one.select([0])
+    with pytest.raises(InputError, match="there is no image of"):
+        ImageData(images, torch.zeros(6, dtype=torch.int64), ("cat", "dog")).select(["dog"])
+
+
+def test_a_folder_keeps_names_and_passes_over_grids(tmp_path, arrays):
+    for name in ("a/1.png", "a/2.png", "b/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    Image.new("L", (40, 40)).save(tmp_path / "grid.png")
+    loaded = load_images(tmp_path)
+    assert loaded.names == ("a/1.png", "a/2.png", "b/1.png")
+    assert load_images(tmp_path, classes=["b"]).names == ("b/1.png",)
