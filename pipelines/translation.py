@@ -139,10 +139,24 @@ class TranslationPipeline(DiffusionPipeline):
 
     def times(self, direction: str, steps: int) -> np.ndarray:
         """``steps + 1`` times, evenly spaced, float64: falling for ``forward``, rising for ``backward``."""
-        check_choice("direction", direction, DIRECTIONS)
-        steps = int(check_number("num_inference_steps", steps, at_least=1, integer=True))
         low, high = self._times
         return np.linspace(high, low, steps + 1) if direction == "forward" else np.linspace(low, high, steps + 1)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the images, or None where the network takes any."""
+        size = self.unet.config.get("sample_size")
+        return (size, size) if isinstance(size, int) else tuple(size) if size is not None else None
+
+    def check(self, direction: str, steps: int, solver: str, epsilon: float) -> None:
+        """Raise InputError for settings with which this model cannot be called."""
+        check_choice("direction", direction, DIRECTIONS)
+        check_number("num_inference_steps", steps, at_least=1, integer=True)
+        check_choice("solver", solver, METHODS)
+        check_number("epsilon", epsilon, at_least=0)
+        if epsilon > 0 and not self.model.has_score:
+            learns = ", ".join(self.config.learns)
+            raise InputError(f"epsilon: {epsilon}; allowed: 0, for the network gives {learns} alone, and no score")
 
     @torch.no_grad()
     def __call__(
@@ -185,12 +199,11 @@ class TranslationPipeline(DiffusionPipeline):
         """
         check_choice("output_type", output_type, OUTPUT_TYPES)
         config, device = self.config, self._execution_device
-        times = self.times(direction, config.default_steps if num_inference_steps is None else num_inference_steps)
-        solver = check_choice("solver", solver or config.default_solver, METHODS)
-        epsilon = check_number("epsilon", config.default_epsilon if epsilon is None else epsilon, at_least=0)
-        model = self.model
-        if epsilon > 0 and not model.has_score:
-            raise InputError(f"epsilon: {epsilon}; allowed: 0, for the network gives {', '.join(config.learns)} alone")
+        steps = config.default_steps if num_inference_steps is None else num_inference_steps
+        solver = solver or config.default_solver
+        epsilon = config.default_epsilon if epsilon is None else epsilon
+        self.check(direction, steps, solver, epsilon)
+        times = self.times(direction, steps)
         x = self._states(images, latents, resize).to(device)
         labels = self._labels(class_labels, direction, len(x), device)
         generators = generators_for(generator, len(x))
@@ -204,7 +217,7 @@ class TranslationPipeline(DiffusionPipeline):
                     callback(step, t, latents)
 
             x = sample_interpolant(
-                model,
+                self.model,
                 x,
                 times,
                 epsilon=epsilon,
@@ -221,14 +234,11 @@ class TranslationPipeline(DiffusionPipeline):
     def _states(self, images: Any, latents: Tensor | None, resize: bool) -> Tensor:
         if (images is None) == (latents is None):
             raise InputError("images and latents: allowed: one of the two")
-        config = self.unet.config
-        size = config.get("sample_size")
-        if size is not None:
-            size = (size, size) if isinstance(size, int) else tuple(size)
+        channels = self.unet.config.in_channels
         if latents is None:
-            return image_tensor(images, config.in_channels, size, resize)
-        if latents.ndim != 4 or latents.shape[1] != config.in_channels or len(latents) == 0:
-            raise InputError(f"latents: shape {tuple(latents.shape)}; allowed: (B, {config.in_channels}, H, W)")
+            return image_tensor(images, channels, self.size, resize)
+        if latents.ndim != 4 or latents.shape[1] != channels or len(latents) == 0:
+            raise InputError(f"latents: shape {tuple(latents.shape)}; allowed: (B, {channels}, H, W)")
         return latents
 
     def _labels(self, labels: Any, direction: str, batch: int, device: torch.device) -> Tensor | None:
