@@ -69,7 +69,8 @@ class ObjectiveSection(Section):
 class InterpolantSection(Section):
     """A flow between two sets of images: ``data`` stands at t = 0, the ``source`` of this section at t = 1.
 
-    It takes the place of ``path``, ``objective`` and ``coupling``; see :mod:`genflow.training.two_sided`.
+    It takes the place of ``path`` and ``objective``; ``coupling`` says which image of a micro-batch goes with which.
+    See :mod:`genflow.training.two_sided`.
     """
 
     source: str | None = Field(None, description="the images at t = 1, as in data; a mirror interpolant has none")
@@ -92,7 +93,7 @@ class InterpolantSection(Section):
 
 
 class CouplingSection(Section):
-    """Which noise goes with which image of a batch; see :mod:`genflow.transport.couplings`.
+    """Which noise, or which image at t = 1, goes with which image of a batch; see :mod:`genflow.transport.couplings`.
 
     In short ``coupling: sinkhorn-newton``, or ``sinkhorn-newton:reg=0.05`` with options. Each micro-batch is coupled by
     itself. Samplers that add noise do not fit a coupled model.
@@ -221,7 +222,7 @@ class Recipe(Section):
                 "allowed: log-normal on the edm and the pfgm++ path, the others on the other paths"
             )
         if self.interpolant is not None:
-            unused = {"path": PathSection(), "objective": ObjectiveSection(), "coupling": CouplingSection()}
+            unused = {"path": PathSection(), "objective": ObjectiveSection()}
             for key, default in unused.items():
                 if getattr(self, key) != default:
                     raise InputError(f"{key}: given together with interpolant, which takes its place")
@@ -229,6 +230,16 @@ class Recipe(Section):
                 raise InputError(
                     f"interpolant.source: {self.interpolant.source!r} with the {self.interpolant.type!r} interpolant; "
                     "allowed: images for every interpolant but the mirror, which has none"
+                )
+            one_way = self.interpolant.pairing == "paired" or self.interpolant.type == "mirror"
+            if self.coupling.type != "independent" and one_way:
+                raise InputError(
+                    f"coupling: {self.coupling.type!r}; allowed for a mirror or paired images: independent"
+                )
+            if self.coupling.class_wise not in ("auto", self.interpolant.class_wise):
+                raise InputError(
+                    f"coupling.class_wise: {self.coupling.class_wise}, and interpolant.class_wise is "
+                    f"{self.interpolant.class_wise}; allowed: auto, or the same"
                 )
         if self.batch_size % self.accumulate:
             raise InputError(f"accumulate: {self.accumulate} does not divide batch_size {self.batch_size}")

@@ -20,6 +20,7 @@ from genflow.training.pairing import PairStream, align_classes, match_images
 from genflow.training.recipe import DataSection, InterpolantSection, Recipe
 from genflow.training.records import save_grid
 from genflow.training.task import Task
+from genflow.transport import create_coupling
 
 if TYPE_CHECKING:
     from genflow.pipelines import TranslationPipeline
@@ -69,7 +70,8 @@ class TwoSidedTask(Task):
                 raise InputError("interpolant.pairing: 'paired' with a mirror interpolant; allowed: independent")
             match_images(data, source)
         self.recipe, self.section, self.data, self.source = recipe, section, data, source
-        gamma = section.gamma
+        coupling, gamma = recipe.coupling, section.gamma
+        self.coupling = create_coupling(coupling.type, class_wise=coupling.class_wise, **coupling.options)
         self.interpolant = StochasticInterpolant.from_config({"interpolant": section.type, "gamma": gamma})
         self.objective = JointObjective(self.interpolant, tuple(section.learns), section.antithetic, section.margin)
         JointModel(self.interpolant, lambda x, t: {}, section.learns)  # whether they determine the velocity
@@ -108,6 +110,8 @@ class TwoSidedTask(Task):
     def draw(self, batches: PairStream, step: int, slot: int) -> PairBatch:
         """Micro-batch ``slot`` of step ``step``: all its random draws."""
         x0, x1, labels, generator = batches.draw(step, slot)
+        if self.coupling.name != "independent":
+            _, x1, _ = self.coupling.pair(x0, x1, generator, labels)
         t = self.objective.draw_times(len(x0), generator)
         z = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         return PairBatch(x0, x1, z, t, labels)

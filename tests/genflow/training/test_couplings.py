@@ -161,8 +161,14 @@ def test_a_coupling_that_is_none_is_refused_before_any_work(override, message):
         load_recipe("fashion-mnist", [override])
 
 
-def test_an_interpolant_has_pairs_of_its_own():
-    with pytest.raises(InputError, match="coupling: given together with interpolant"):
-        build_recipe(
-            {"data": {"source": "a"}, "interpolant": {"source": "b"}, "budget": {"images": 1}}, ["coupling=exact"]
-        )
+@pytest.mark.parametrize(
+    ("interpolant", "override", "message"),
+    [
+        ({"source": "b", "pairing": "paired"}, "coupling=exact", "coupling: 'exact'; allowed for a mirror or paired"),
+        ({"type": "mirror"}, "coupling=sinkhorn", "coupling: 'sinkhorn'; allowed for a mirror or paired"),
+        ({"source": "b"}, "coupling=exact:class_wise=true", "coupling.class_wise: True, and interpolant.class_wise is"),
+    ],
+)
+def test_an_interpolant_whose_pairs_are_given_is_not_coupled(interpolant, override, message):
+    with pytest.raises(InputError, match=message):
+        build_recipe({"data": {"source": "a"}, "interpolant": interpolant, "budget": {"images": 1}}, [override])

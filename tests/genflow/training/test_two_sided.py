@@ -276,6 +276,31 @@ def test_the_loss_by_hand(tmp_path: Path) -> None:
     assert task.loss(0, 0).item() == pytest.approx(total.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("class_wise", [False, True])
+@pytest.mark.parametrize("coupling", ["exact", "sinkhorn-newton"])
+def test_couplings_shorten_the_way(coupling: str, class_wise: bool) -> None:
+    """The same images at t = 0, those at t = 1 from the same batch, nearer, and of the same class where asked for."""
+    torch.manual_seed(1)
+    sides = [ImageData(torch.randint(0, 256, (64, 1, 4, 4)).to(torch.uint8), torch.arange(64) % 2) for _ in range(2)]
+    batches = []
+    for name in ("independent", coupling):
+        settings = recipe(coupling={"type": name}, interpolant={"class_wise": class_wise}, batch_size=32)
+        task = TwoSidedTask(settings, *sides)
+        task.device = torch.device("cpu")
+        batches.append(task.draw(task.stream(0, 32, 1), 0, 0))
+    plain, coupled = batches
+    assert torch.equal(plain.x0, coupled.x0)
+    same = (coupled.x1[:, None] == plain.x1[None]).flatten(2).all(2)  # (coupled, plain)
+    assert same.any(1).all()
+    if coupling == "exact":
+        assert same.any(0).all()
+    if class_wise:
+        partner_labels = plain.labels[same.int().argmax(1)]
+        assert torch.equal(partner_labels, coupled.labels)
+    cost = [(batch.x0 - batch.x1).square().mean().item() for batch in batches]
+    assert cost[1] < 0.9 * cost[0]
+
+
 def test_a_run_cut_short_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     sides = blobs(20, labels=True), blobs(30, 50, labels=True)
     settings = recipe(interpolant={"class_wise": True}, data={"flip": True})
