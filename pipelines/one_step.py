@@ -65,7 +65,5 @@ class OneStepPipeline(image.ImagePipeline):
     ) -> Guidance | None:
         rule = super()._guidance(guidance, scale, options, labelled, batch)
         if rule is not None:
-            raise InputError(
-                f"guidance: {rule!r}; a student has its teacher's built in; allowed: a scale of 1"
-            )
+            raise InputError(f"guidance: {rule!r}; a student has its teacher's built in; allowed: a scale of 1")
         return None
