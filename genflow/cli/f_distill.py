@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from genflow.cli.run_options import Restart, Settings, SkipBad, Trackers
+
 __all__ = ["f_distill"]
 
 
@@ -43,20 +45,10 @@ def f_distill(
             show_default=False,
         ),
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change one setting of the recipe; may be repeated.", metavar="KEY=VALUE"),
-    ] = None,
-    restart: Annotated[
-        bool, typer.Option("--restart/--resume", help="Begin anew, or go on from the newest checkpoint in OUT.")
-    ] = False,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave unreadable images out, instead of stopping at the first.")
-    ] = False,
-    tracker: Annotated[
-        list[str] | None,
-        typer.Option("--tracker", help="A tracker of accelerate's, as tensorboard; may be repeated.", metavar="NAME"),
-    ] = None,
+    settings: Settings = None,
+    restart: Restart = False,
+    skip_bad: SkipBad = False,
+    tracker: Trackers = None,
 ) -> None:
     """Make a student whose images have the teacher's distribution, by an f-divergence between the two.
 

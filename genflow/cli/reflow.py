@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from genflow.cli.run_options import Settings, Trackers
+
 __all__ = ["reflow"]
 
 
@@ -34,17 +36,11 @@ def reflow(
         str | None,
         typer.Option("--recipe", help="A shipped recipe or a YAML file: settings that differ from reflow's own."),
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change one setting of the recipe; may be repeated.", metavar="KEY=VALUE"),
-    ] = None,
+    settings: Settings = None,
     restart: Annotated[
         bool, typer.Option("--restart/--resume", help="Begin anew, or go on with what OUT holds.")
     ] = False,
-    tracker: Annotated[
-        list[str] | None,
-        typer.Option("--tracker", help="A tracker of accelerate's, as tensorboard; may be repeated.", metavar="NAME"),
-    ] = None,
+    tracker: Trackers = None,
 ) -> None:
     """Straighten a model's flow: solve its ODE for many noises, and train it again on those pairs of noise and image.
 

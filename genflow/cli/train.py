@@ -6,24 +6,19 @@ from typing import Annotated
 
 import typer
 
+from genflow.cli.run_options import Restart, Settings, SkipBad, Trackers
+
 __all__ = ["train"]
 
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name (`genflow info` lists them) or a YAML file.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change one setting of the recipe; may be repeated.", metavar="KEY=VALUE"),
-    ] = None,
+    settings: Settings = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The folder of the run.  [default: runs/RECIPE]", show_default=False)
     ] = None,
-    restart: Annotated[
-        bool, typer.Option("--restart/--resume", help="Begin anew, or go on from the newest checkpoint in OUT.")
-    ] = False,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave unreadable images out, instead of stopping at the first.")
-    ] = False,
+    restart: Restart = False,
+    skip_bad: SkipBad = False,
     dynamics: Annotated[
         bool,
         typer.Option(
@@ -32,10 +27,7 @@ def train(
             "--set dynamics.every_steps=N and others change what it costs.",
         ),
     ] = False,
-    tracker: Annotated[
-        list[str] | None,
-        typer.Option("--tracker", help="A tracker of accelerate's, as tensorboard; may be repeated.", metavar="NAME"),
-    ] = None,
+    tracker: Trackers = None,
 ) -> None:
     """Train a model and save it as a pipeline that 'genflow generate --model' takes.
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from genflow.cli.parsing import parse_seeds
+from genflow.cli.run_options import SkipBad
 from genflow.files import check_output_folder
 
 __all__ = ["translate"]
@@ -56,9 +57,7 @@ def translate(
     resize: Annotated[
         bool, typer.Option("--resize", help="Bring images to the model's size and colours, instead of refusing them.")
     ] = False,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave unreadable images out, instead of stopping at the first.")
-    ] = False,
+    skip_bad: SkipBad = False,
     grid: Annotated[bool, typer.Option("--grid/--no-grid", help="Draw OUT/grid.png, before above after.")] = True,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", help="Images at once.  [default: by their size]", show_default=False)
