@@ -212,6 +212,9 @@ def main(
     with progress_bar("solving", len(problems)) as advance:
         for kind, size in problems:
             results.append(measure(kind, size, eta, tolerance, seconds))
+            if json_file is not None:  # after every problem: a run that is stopped keeps what it has
+                record = {"eta": eta, "tolerance": tolerance, "threads": torch.get_num_threads()}
+                write_json(json_file, {**record, "torch": str(torch.__version__), "results": results})
             advance(1)
     table = Table(title=f"eta = {eta:g}, to {tolerance:g}, {torch.get_num_threads()} thread(s)")
     for column in ("problem", "solver", "seconds", "L1 error", "iterations", "ratio"):
@@ -226,8 +229,6 @@ def main(
             ratio = f"{bound}{timing['seconds'] / ours:.3g}"
             table.add_row(label, timing["name"], f"{timing['seconds']:.3g}", error, counts, ratio)
     Console().print(table)
-    if json_file is not None:
-        write_json(json_file, {"eta": eta, "tolerance": tolerance, "torch": str(torch.__version__), "results": results})
     if plot is not None:
         draw(results, plot)
 

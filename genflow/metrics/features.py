@@ -4,14 +4,16 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from genflow.errors import InputError, check_number
 from genflow.metrics.classifier import ImageClassifier, load_classifier
 
-__all__ = ["FeatureExtractor", "Features", "content_hash"]
+__all__ = ["Extractor", "FeatureExtractor", "Features", "content_hash"]
 
 
 def content_hash(network: nn.Module) -> str:
@@ -26,10 +28,42 @@ def content_hash(network: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class Features:
-    """``values`` ``(N, D)`` float32, and the class ``(N,)`` int64 that the network would give each image."""
+    """``values`` ``(N, D)`` float32; of a network that classifies, also what it thinks of each image.
+
+    ``predicted`` ``(N,)`` int64 is the likeliest class, ``logits`` ``(N, K)`` float32 is what the Inception Score takes;
+    None of a network without classes.
+    """
 
     values: Tensor
-    predicted: Tensor
+    predicted: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class Extractor(Protocol):
+    """A feature network with all that its features depend on.
+
+    Attributes:
+        name: of the network, as users choose it or the name of its file.
+        sha256: of its weights.
+        dimensions: D.
+        class_names: of the classes that it knows, where it has names for them.
+    """
+
+    name: str
+    sha256: str
+    dimensions: int
+    class_names: tuple[str, ...] | None
+
+    def prepare(self, image: np.ndarray) -> Tensor:
+        """One image, uint8 ``(H, W, C)`` with C 1 or 3, resized as this network wants it: ``(C', H', W')``, uint8 or
+        float32. Runs in the workers that decode. Raises InputError on a size that it does not take."""
+
+    def __call__(self, images: Tensor, progress: Callable[[int], None] | None = None) -> Features:
+        """Features of a stack of what :meth:`prepare` returned, whatever its length."""
+
+    def describe(self) -> dict[str, Any]:
+        """What features depend on, for JSON: features, features_sha256, dimensions, resize, dtype, ...; two sets of
+        features can be compared when these are equal."""
 
 
 class FeatureExtractor:
