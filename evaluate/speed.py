@@ -47,46 +47,11 @@ def compare(ours: Callable[[], Any], peer: Callable[[], Any], repeats: int) -> t
     return first, second
 
 
-def _frechet_by_scipy(first: Tensor, second: Tensor) -> float:
-    """The usual route: covariances, then the root of their product as a general matrix, real part."""
-    import numpy as np
-    import scipy.linalg
-
-    one, two = first.double().numpy(), second.double().numpy()
-    covariance1, covariance2 = np.cov(one, rowvar=False), np.cov(two, rowvar=False)
-    root = scipy.linalg.sqrtm(covariance1 @ covariance2).real
-    shift = one.mean(0) - two.mean(0)
-    return float(shift @ shift + np.trace(covariance1) + np.trace(covariance2) - 2 * np.trace(root))
-
-
-def _radii_by_cdist(features: Tensor, k: int) -> Tensor:
-    """The usual route: the whole matrix of distances, then kthvalue (the sample itself being the first)."""
-    return torch.cdist(features, features).kthvalue(k + 1, dim=1).values
-
-
 def metrics(quick: bool) -> list[Row]:
-    """The Frechet distance against scipy's sqrtm; k-NN radii against torch.cdist and kthvalue."""
-    from genflow.metrics.frechet import frechet_distance_from_features
-    from genflow.metrics.neighbours import neighbour_radii
+    """Measures of 2048-dimensional features against the usual routes: Frechet, kernel and neighbour distances."""
+    from genflow.evaluate.speed_metrics import compare_metrics
 
-    dimensions, large, small, points = (64, 200, 40, 500) if quick else (2048, 4096, 1000, 10_000)
-    generator = torch.Generator().manual_seed(0)
-    scales = torch.linspace(1, 0.01, dimensions)
-    rows = []
-    for count in (large, small):
-        first = torch.randn(count, dimensions, generator=generator) * scales
-        second = torch.randn(count, dimensions, generator=generator) * scales.flip(0)
-        ours, peer = compare(
-            lambda first=first, second=second: frechet_distance_from_features(first, second),
-            lambda first=first, second=second: _frechet_by_scipy(first, second),
-            repeats=1,
-        )
-        what = f"Frechet distance, {count} x {dimensions} features"
-        rows.append(Row(what, "frechet_distance_from_features", "numpy.cov, scipy.linalg.sqrtm", ours, peer))
-    features = torch.randn(points, dimensions, generator=generator)
-    ours, peer = compare(lambda: neighbour_radii(features, (3,)), lambda: _radii_by_cdist(features, 3), repeats=2)
-    what = f"k-NN radii, {points} x {dimensions} features, float32"
-    return [*rows, Row(what, "neighbour_radii", "torch.cdist, kthvalue", ours, peer)]
+    return [Row(**row) for row in compare_metrics(quick)]
 
 
 def _train_step(network: nn.Module, batch_size: int, bf16: bool) -> Callable[[], None]:

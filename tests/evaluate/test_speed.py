@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from genflow.errors import InputError
-from genflow.evaluate import speed, speed_optimizers
+from genflow.evaluate import speed, speed_metrics, speed_optimizers
 from genflow.metrics import frechet_distance_from_features, neighbour_radii
 from genflow.optim.registry import optimizer_class
 
@@ -32,9 +32,9 @@ def test_the_peers_compute_what_ours_compute():
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randn(90, 12, generator=generator), 2 * torch.randn(80, 12, generator=generator)
     ours = frechet_distance_from_features(first, second)
-    assert speed._frechet_by_scipy(first, second) == pytest.approx(ours, rel=1e-8)
+    assert speed_metrics.frechet_by_scipy(first, second) == pytest.approx(ours, rel=1e-8)
     radii = neighbour_radii(first, (3,))[0].sqrt()
-    assert torch.allclose(speed._radii_by_cdist(first, 3), radii, rtol=1e-4)
+    assert torch.allclose(speed_metrics.radii_by_cdist(first, 3), radii, rtol=1e-4)
 
 
 def test_compare_takes_turns_and_keeps_the_best():
