@@ -3,9 +3,12 @@
 from genflow.lazy import lazy_exports
 
 _WHERE = {
+    "Evaluation": "evaluation",
     "Reference": "reference",
     "Samples": "samples",
+    "Side": "evaluation",
     "evaluate": "run",
+    "evaluate_in_detail": "run",
     "load_reference": "reference",
     "load_samples": "samples",
     "print_table": "run",

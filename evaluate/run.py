@@ -3,6 +3,7 @@
 Runs as ``python evaluate/run.py SAMPLES`` and behind ``genflow evaluate``.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,8 @@ from rich.table import Table
 import genflow
 from genflow.errors import InputError
 from genflow.evaluate.console import progress_bar, run
+from genflow.evaluate.evaluation import Evaluation, Side
+from genflow.evaluate.feature_set import FeatureSet
 from genflow.evaluate.reference import load_reference
 from genflow.evaluate.samples import load_samples
 from genflow.files import write_json
@@ -22,45 +25,44 @@ from genflow.metrics.frechet import frechet_distance_from_statistics
 from genflow.metrics.neighbours import neighbour_metrics
 from genflow.metrics.statistics import FeatureStatistics
 
-__all__ = ["FEW_SAMPLES", "evaluate", "print_table"]
+__all__ = ["FEW_SAMPLES", "evaluate", "evaluate_in_detail", "print_table"]
 
 FEW_SAMPLES = 2048
 """Below this many samples a Frechet distance is mostly the bias of a small sample; the result says so."""
 
 
-def evaluate(
-    samples: str | Path,
+def evaluate(samples: str | Path | None, reference: str | Path = "fashion-mnist", **options: Any) -> dict[str, Any]:
+    """:func:`evaluate_in_detail`, its figures alone: ``{"metrics", "spreads", "intervals", "per_class", "protocol"}``."""
+    return evaluate_in_detail(samples, reference, **options).result
+
+
+def evaluate_in_detail(
+    samples: str | Path | None,
     reference: str | Path = "fashion-mnist",
     *,
+    features: str | Path | None = None,
+    weights: str | Path | None = None,
+    metrics: Sequence[str] | None = None,
+    resize: str | None = None,
     count: int | None = None,
     seed: int = 0,
     k: int = 3,
     density_k: int = 5,
+    strict: bool = False,
+    per_class: bool = False,
+    train: str | Path | None = None,
+    bootstrap: int = 0,
     skip_bad: bool = False,
+    model: str | Path | None = None,
+    num: int | None = None,
     device: str | torch.device = "cpu",
+    dtype: str = "float32",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    cache: bool | Path = True,
     progress: bool = False,
-) -> dict[str, dict[str, Any]]:
-    """Compare samples with a reference.
-
-    Args:
-        samples: a folder of images, an ``.npz``/``.npy``, an IDX file, or ``fashion-mnist[:train|:test]``
-            (see :func:`genflow.evaluate.samples.load_samples`).
-        reference: a shipped reference's name or the folder of one.
-        count, seed: judge this many samples, drawn by ``seed``; all by default.
-        k: neighbours for precision and recall (Kynkaanniemi et al. 2019 use 3).
-        density_k: neighbours for density and coverage (Naeem et al. 2020 use 5).
-        skip_bad: leave unreadable images out and list them, instead of refusing.
-        device: where features and distances are computed.
-        progress: show bars on stderr for what takes over two seconds.
-
-    Returns:
-        ``{"metrics": {...}, "protocol": {...}}``, safe for JSON. Metrics: ``fd`` (the Frechet distance in the features
-        of the reference's own classifier), ``precision``, ``recall``, ``density``, ``coverage``, and ``accuracy`` where
-        classes are known. The protocol holds everything that the figures depend on, and ``warnings``.
-
-    Raises:
-        InputError: samples or reference missing, damaged, of another size, or too few.
-    """
+) -> Evaluation:
+    """Compare samples with a reference."""
     ref = load_reference(reference, device=device)
     given = load_samples(
         samples,
@@ -82,7 +84,7 @@ def evaluate(
         covering = neighbour_metrics(
             ref.features.to(place), features.values.to(place), k=k, density_k=density_k, progress=advance
         )
-    metrics = {
+    figures = {
         "fd": fd,
         "precision": covering.precision,
         "recall": covering.recall,
@@ -91,7 +93,7 @@ def evaluate(
     }
     labelled = int((given.labels >= 0).sum())
     if labelled:
-        metrics["accuracy"] = class_accuracy(features.predicted, given.labels)
+        figures["accuracy"] = class_accuracy(features.predicted, given.labels)
     warnings = []
     if number < FEW_SAMPLES:
         warnings.append(
@@ -123,7 +125,9 @@ def evaluate(
         "torch": str(torch.__version__),
         "warnings": warnings,
     }
-    return {"metrics": metrics, "protocol": protocol}
+    result = {"metrics": figures, "protocol": protocol}
+    ours = FeatureSet(FeatureStatistics.from_features(features.values), {}, features.values)
+    return Evaluation(result, Side(ours), Side(FeatureSet(ref.statistics, {}, ref.features, ref.labels)))
 
 
 def print_table(result: dict[str, dict[str, Any]], console: Console | None = None) -> None:
