@@ -13,6 +13,7 @@ from genflow.errors import InputError, check_choice
 from genflow.files import check_safetensors
 from genflow.pipelines import ImagePipeline, OneStepPipeline, TranslationPipeline
 from genflow.pipelines.loading import class_name, read_index, summary
+from genflow.processes import choose_device
 
 __all__ = ["DTYPES", "choose_device", "choose_dtype", "launched", "load_pipeline", "quiet"]
 
@@ -24,27 +25,6 @@ _PIPELINES: dict[str, type[DiffusionPipeline]] = {
 """Saved pipelines that one of genflow's own runs; those of images, all without or by classes, with any scheduler."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` is the first of CUDA, Apple's MPS and the CPU that this machine has.
-
-    Of several GPUs it is the one that a launcher of several processes names in LOCAL_RANK, else the first.
-
-    Raises:
-        InputError: no such device, or not on this machine.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
-        reason = str(error).splitlines()[0].split(". ")[0]
-        raise InputError(f"--device: {name!r} cannot be used here: {reason}") from error
-    return device
 
 
 def choose_dtype(name: str) -> torch.dtype:
