@@ -1,4 +1,5 @@
-"""The several processes that ``accelerate launch`` or torchrun start: which one this is, and what they tell each other."""
+"""Where the work runs: the device, and the several processes that ``accelerate launch`` or torchrun start: which one
+this is, and what they tell each other."""
 
 from __future__ import annotations
 
@@ -11,10 +12,33 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from genflow.errors import InputError
+
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-__all__ = ["Processes", "process_state", "processes"]
+__all__ = ["Processes", "choose_device", "process_state", "processes"]
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the first of CUDA, Apple's MPS and the CPU that this machine has.
+
+    Of several GPUs it is the one that a launcher of several processes names in LOCAL_RANK, else the first.
+
+    Raises:
+        InputError: no such device, or not on this machine.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise InputError(f"--device: {name!r} cannot be used here: {reason}") from error
+    return device
 
 
 def process_state(cpu: bool = False) -> PartialState:
