@@ -1,11 +1,13 @@
 """Image data for training and evaluation: folders, numpy arrays, IDX files, Fashion-MNIST, ``datasets`` ids."""
 
 import functools
-import gzip
+import os
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,17 +15,22 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from genflow.arrays import read_idx_pair, read_numpy
 from genflow.errors import InputError, check_choice, nearest
-from genflow.images import GRID_NAME
+from genflow.images import GRID_NAME, UnreadableImageError, decode_image
 
 __all__ = [
     "FASHION_MNIST_CLASSES",
+    "FASHION_MNIST_ID",
     "IMAGE_SUFFIXES",
     "ImageData",
+    "fashion_mnist_file",
     "image_files",
+    "is_image_name",
     "load_images",
+    "natural_key",
     "open_image",
-    "read_idx",
+    "open_table",
 ]
 
 FASHION_MNIST_CLASSES = (
@@ -39,6 +46,9 @@ FASHION_MNIST_CLASSES = (
     "ankle-boot",
 )
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+FASHION_MNIST_ID = "zalando-datasets/fashion_mnist"
+"""Its name as a data set of the hub."""
 
 _DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _IDX_FILES = {"train": "train", "test": "t10k"}
@@ -151,72 +161,45 @@ def _load(source: str | Path, split: str, skip_bad: bool) -> ImageData:
     if path.is_dir():
         return _load_folder(path, skip_bad)
     if path.is_file():
-        if path.suffix in {".npz", ".npy"}:
-            return _load_numpy(path)
-        return _load_idx_pair(path)
+        return _image_data(*(read_numpy if path.suffix in {".npz", ".npy"} else read_idx_pair)(path))
     if path.is_absolute() or str(source).startswith(".") or path.suffix or str(source).count("/") > 1:
         raise InputError(f"data.source: {str(source)!r} is neither a file nor a folder here")
     return _load_datasets(str(source), split)
 
 
-def read_idx(path: str | Path) -> np.ndarray:
-    """Read one IDX file of unsigned bytes (LeCun's MNIST format), gzipped or not.
-
-    Raises:
-        InputError: not an IDX file of unsigned bytes, or cut short.
-    """
-    path = Path(path)
-    try:
-        raw = path.read_bytes()
-        if raw[:2] == b"\x1f\x8b":
-            raw = gzip.decompress(raw)
-    except (OSError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read as IDX: {error}") from error
-    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
-        raise InputError(f"{path}: not an IDX file of unsigned bytes (it must begin with 00 00 08)")
-    dimensions = raw[3]
-    shape = np.frombuffer(raw, ">u4", count=dimensions, offset=4).astype(np.int64)
-    body = np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions)
-    if body.size != shape.prod():
-        raise InputError(f"{path}: {body.size} bytes of data where its header promises {shape.prod()}")
-    return body.reshape(shape)
+def _image_data(array: np.ndarray, labels: np.ndarray | None, class_names: tuple[str, ...] | None = None) -> ImageData:
+    images = torch.from_numpy(np.array(array[:, None] if array.ndim == 3 else array.transpose(0, 3, 1, 2)))
+    if labels is None:
+        return ImageData(images)
+    return ImageData(images, torch.from_numpy(labels), class_names)
 
 
-def _load_idx_pair(images_path: Path, class_names: tuple[str, ...] | None = None) -> ImageData:
-    array = read_idx(images_path)
-    if array.ndim not in (3, 4):
-        raise InputError(f"{images_path}: {array.ndim} dimensions; allowed: (N, H, W) or (N, H, W, C)")
-    images = torch.from_numpy(array.copy())
-    images = images[:, None] if array.ndim == 3 else images.permute(0, 3, 1, 2)
-    labels_path = images_path.with_name(images_path.name.replace("images", "labels").replace("idx3", "idx1"))
-    labels = None
-    if labels_path != images_path and labels_path.is_file():
-        labels = torch.from_numpy(read_idx(labels_path).astype(np.int64))
-    return ImageData(images.contiguous(), labels, class_names if labels is not None else None)
+def fashion_mnist_file(split: str) -> Path | None:
+    """Fashion-MNIST's images (IDX, gzipped) where Debian's package is installed."""
+    path = _DEBIAN_FASHION_MNIST / f"{_IDX_FILES[check_choice('split', split, _IDX_FILES)]}-images-idx3-ubyte.gz"
+    return path if path.is_file() else None
 
 
 def _load_fashion_mnist(split: str) -> ImageData:
-    path = _DEBIAN_FASHION_MNIST / f"{_IDX_FILES[split]}-images-idx3-ubyte.gz"
-    if path.is_file():
-        return _load_idx_pair(path, FASHION_MNIST_CLASSES)
-    try:
-        import datasets  # noqa: F401
-    except ImportError:
-        raise InputError(
-            "data.source: Fashion-MNIST is not on this machine; install Debian's package (apt-get install "
-            "dataset-fashion-mnist) or the datasets library (pip install 'genflow[data]')"
-        ) from None
-    loaded = _load_datasets("zalando-datasets/fashion_mnist", split)
+    path = fashion_mnist_file(split)
+    if path is not None:
+        return _image_data(*read_idx_pair(path), FASHION_MNIST_CLASSES)
+    loaded = _load_datasets(FASHION_MNIST_ID, split)
     return ImageData(loaded.images, loaded.labels, FASHION_MNIST_CLASSES)
 
 
-def _load_datasets(name: str, split: str) -> ImageData:
+def open_table(name: str, split: str) -> tuple[Any, str, str | None]:
+    """A table of the ``datasets`` library, with the names of its columns of images and (or None) of classes.
+
+    Raises InputError where the library is not installed, where the data set is not to be had, or without images.
+    """
     try:
         import datasets
     except ImportError:
+        debian = ", or apt-get install dataset-fashion-mnist" if name == FASHION_MNIST_ID else ""
         raise InputError(
             f"data.source: {name!r} is no file or folder here; to load it as a data set of the hub, "
-            "pip install 'genflow[data]'"
+            f"pip install 'genflow[data]'{debian}"
         ) from None
     try:
         table = datasets.load_dataset(name, split=split)
@@ -226,56 +209,49 @@ def _load_datasets(name: str, split: str) -> ImageData:
     label_column = next((k for k, f in table.features.items() if isinstance(f, datasets.ClassLabel)), None)
     if image_column is None:
         raise InputError(f"data.source: {name!r} has no image column; its columns: {', '.join(table.features)}")
+    return table, image_column, label_column
+
+
+def _load_datasets(name: str, split: str) -> ImageData:
+    table, image_column, label_column = open_table(name, split)
     images = _stack(((name, image) for image in table[image_column]), len(table))
     if label_column is None:
         return ImageData(images)
     return ImageData(images, torch.tensor(table[label_column]), tuple(table.features[label_column].names))
 
 
-def _load_numpy(path: Path) -> ImageData:
-    labels = None
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            array = loaded
-        else:
-            with loaded:
-                key = next((k for k in ("arr_0", "images") if k in loaded.files), None)
-                if key is None:
-                    raise InputError(f"{path}: no array 'arr_0' or 'images'; it holds: {', '.join(loaded.files)}")
-                array = loaded[key]
-                label_key = next((k for k in ("labels", "arr_1") if k in loaded.files), None)
-                labels = torch.from_numpy(loaded[label_key].astype(np.int64)) if label_key else None
-    except (OSError, ValueError, EOFError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: cannot be read as a numpy file: {error}") from error
-    if array.dtype != np.uint8 or array.ndim not in (3, 4):
-        raise InputError(f"{path}: {array.dtype} of shape {array.shape}; allowed: uint8 (N, H, W) or (N, H, W, C)")
-    images = torch.from_numpy(np.ascontiguousarray(array))
-    images = images[:, None] if array.ndim == 3 else images.permute(0, 3, 1, 2)
-    return ImageData(images.contiguous(), labels)
+def natural_key(path: str) -> tuple[Any, ...]:
+    """A key by which ``9.png`` stands before ``10.png``, folder by folder."""
+    parts = path.split("/")
+    return tuple(tuple(int(p) if p.isdecimal() else p for p in re.split(r"([0-9]+)", part)) for part in parts), path
+
+
+def is_image_name(path: str) -> bool:
+    """Whether a path inside a folder or an archive is that of an image: by its suffix. Hidden files and folders, and
+    genflow's grids, are none."""
+    parts = path.split("/")
+    if any(part.startswith(".") or part == "__MACOSX" for part in parts) or parts[-1] == GRID_NAME:
+        return False
+    return os.path.splitext(parts[-1])[1].lower() in IMAGE_SUFFIXES
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images below ``folder``, by their suffixes, in order; hidden files and folders, and genflow's grids, are
-    passed over."""
-    files = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    files = (p for p in files if p.name != GRID_NAME)
-    return sorted(p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    """The images below ``folder`` (see :func:`is_image_name`), in natural order (see :func:`natural_key`)."""
+    found = []
+    for root, inner, files in os.walk(folder):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        below = os.path.relpath(root, folder).replace(os.sep, "/")
+        found += [file if below == "." else f"{below}/{file}" for file in files]
+    return [folder / path for path in sorted(filter(is_image_name, found), key=natural_key)]
 
 
 def open_image(path: Path) -> Image.Image:
-    """A decoded image, closed on disk. Raises InputError, which names it, where it is damaged or empty."""
+    """A decoded image (see :func:`genflow.images.decode_image`). Raises InputError, which names it."""
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image.copy()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "empty file" if path.stat().st_size == 0 else error
-        raise InputError(
-            f"{path}: unreadable image ({reason}); mend or remove it, or skip such with --skip-bad"
-        ) from error
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadableImageError(str(path), error.strerror or str(error)) from error
+    return decode_image(data, str(path))[0]
 
 
 def _load_folder(folder: Path, skip_bad: bool) -> ImageData:
@@ -319,7 +295,7 @@ def _stack(named_images: Sequence[tuple[str, Image.Image]], total: int) -> Tenso
     mode, size = "", (0, 0)
     for name, image in tqdm(named_images, total=total, desc="reading images", delay=2, leave=False):
         if not arrays:
-            mode = image.mode if image.mode in _MODE_CHANNELS else ("L" if image.mode in {"1", "I;16", "LA"} else "RGB")
+            mode = image.mode if image.mode in _MODE_CHANNELS else ("L" if image.mode in {"1", "LA"} else "RGB")
             size = image.size
         if image.size != size:
             raise InputError(

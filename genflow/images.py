@@ -1,5 +1,7 @@
-"""Pictures at the edges: tensors in [-1, 1] to PIL and back, grids, PNG files that remember how they were made."""
+"""Pictures at the edges: files to PIL, tensors in [-1, 1] to PIL and back, grids, PNG files that remember how they
+were made."""
 
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -8,19 +10,89 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from genflow.errors import InputError
 from genflow.files import atomic_path
 
-__all__ = ["GRID_NAME", "METADATA_KEY", "grid", "read_metadata", "save_png", "to_pil", "to_uint8"]
+__all__ = [
+    "FIRST_FRAME",
+    "GRID_NAME",
+    "METADATA_KEY",
+    "SIXTEEN_BITS",
+    "UnreadableImageError",
+    "decode_image",
+    "grid",
+    "read_metadata",
+    "save_png",
+    "to_pil",
+    "to_uint8",
+]
 
 GRID_NAME = "grid.png"
 """The file, beside the images that a command makes, which shows all of them; no image itself."""
 
 METADATA_KEY = "genflow"
 """The PNG text chunk that holds the JSON record of how an image was made."""
+
+FIRST_FRAME = "of several frames the first was taken"
+SIXTEEN_BITS = "of 16 bits a channel the upper 8 were taken"
+
+_FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of pillow's others, some run programs
+_SIXTEEN_BIT_FILES = ("PNG", "PPM")  # whose mode "I" never holds more than 16 bits
+
+
+class UnreadableImageError(InputError):
+    """A damaged, empty or unsupported picture; ``place`` is where it lies and ``reason`` what is wrong with it."""
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(f"{place}: unreadable image ({reason}); mend or remove it, or skip such with --skip-bad")
+        self.place, self.reason = place, reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.place, self.reason)
+
+
+def decode_image(data: bytes, place: str) -> tuple[Image.Image, tuple[str, ...]]:
+    """The picture in a file's bytes, in a mode of eight bits a channel, and notes on what of it was left behind.
+
+    Of several frames the first is taken (a note says so). Of 16 bits a channel the upper 8 are taken (noted): what
+    pillow itself does to 16-bit colour, and the inverse of both usual ways to widen 8 bits, times 256 and times 257;
+    pillow's own conversion of 16-bit grey clips. An EXIF orientation is not followed, as in the tools that compute FID.
+
+    Args:
+        data: of a BMP, GIF, JPEG, PNG, PPM, TIFF or WebP file, whatever its name.
+        place: where the file lies, for the message.
+
+    Raises:
+        UnreadableImageError: damaged, cut short, empty, another format, more pixels than pillow's limit (a bomb), or
+            32-bit integers and floats, whose range no file tells.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            deep = any("16" in str(tile[3]) for tile in image.tile) or image.mode.startswith("I;16")
+            notes = (FIRST_FRAME,) if getattr(image, "is_animated", False) else ()
+            image.load()
+            if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _SIXTEEN_BIT_FILES):
+                deep, array = True, np.asarray(image).astype(np.uint16)
+                loaded = Image.fromarray((array >> 8).astype(np.uint8))
+                loaded.info = dict(image.info)
+            else:
+                loaded = image.copy()
+    except MemoryError:
+        raise
+    except Exception as error:  # on damaged bytes pillow's readers raise nearly anything
+        if not data:
+            reason = "empty file"
+        elif isinstance(error, UnidentifiedImageError):
+            reason = "damaged, or of no known format"
+        else:
+            reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImageError(place, reason) from error
+    if loaded.mode in ("I", "F"):
+        raise UnreadableImageError(place, f"mode {loaded.mode}: 32 bits a channel, whose range is not known")
+    return loaded, (*notes, SIXTEEN_BITS) if deep else notes
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

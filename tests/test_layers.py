@@ -13,7 +13,7 @@ SOURCES["genflow.pipelines"] = "pipelines"
 FLOORS = [
     ["errors", "lazy", "__init__"],
     ["files", "options", "registry"],
-    ["images", "assets", "precision", "processes", "paths", "transport", "optim"],
+    ["arrays", "images", "assets", "precision", "processes", "paths", "transport", "optim"],
     ["data", "prediction", "interpolants", "metrics"],
     ["solvers", "models"],
     ["schedulers"],

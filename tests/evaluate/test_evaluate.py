@@ -168,8 +168,8 @@ def test_what_cannot_be_judged_is_one_clear_error(folder, tmp_path, reference):
     with pytest.raises(InputError, match=r"wide\.png is 9x8 pixels"):
         evaluate(folder, reference)
     (folder / "wide.png").unlink()
-    Image.new("I;16", (8, 8)).save(folder / "deep.png")
-    with pytest.raises(InputError, match=r"deep\.png has mode I"):
+    Image.new("F", (8, 8)).save(folder / "deep.tif")
+    with pytest.raises(InputError, match=r"deep\.tif.*mode F"):
         evaluate(folder, reference)
 
 

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from genflow import data as data_module
-from genflow.data import FASHION_MNIST_CLASSES, ImageData, load_images, read_idx
+from genflow.arrays import read_idx
+from genflow.data import FASHION_MNIST_CLASSES, ImageData, load_images
 from genflow.errors import InputError
 
 SLICE = Path(__file__).parents[1] / "data" / "fashion-1k-images-idx3-ubyte.gz"
