@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from genflow.errors import InputError
 from genflow.metrics import FeatureStatistics
@@ -77,3 +78,86 @@ def test_bad_batches_are_refused():
     statistics.update(torch.zeros(1, 5))
     with pytest.raises(InputError, match="at least 2"):
         _ = statistics.covariance
+
+
+def test_statistics_of_a_file_without_a_count(tmp_path):
+    """As pytorch-fid, clean-fid and ADM write them: the moments are known, and that is all."""
+    x = data(3, 40)
+    known = FeatureStatistics.from_moments(x.mean(0), x.T.cov(), 40)
+    unknown = FeatureStatistics.from_moments(x.numpy().mean(0), np.cov(x.numpy(), rowvar=False))
+    assert (known.count, unknown.count) == (40, None)
+    for statistics in (known, unknown):
+        np.testing.assert_allclose(statistics.mean, x.mean(0), rtol=1e-15)
+        np.testing.assert_allclose(statistics.covariance, x.T.cov(), rtol=1e-13)
+    more = data(4, 10)
+    both = FeatureStatistics.from_features(torch.cat([x, more])).covariance
+    np.testing.assert_allclose(known.update(more).covariance, both, rtol=1e-11)
+    for change in (
+        lambda: unknown.update(more),
+        lambda: unknown.merge(known),
+        lambda: FeatureStatistics(5).merge(unknown),
+        unknown.packed,
+    ):
+        with pytest.raises(InputError, match="unknown number of samples"):
+            change()
+    unknown.save(tmp_path / "s.safetensors")
+    loaded = FeatureStatistics.load(tmp_path / "s.safetensors")
+    assert loaded.count is None
+    assert torch.equal(loaded.mean, unknown.mean)
+    assert torch.equal(loaded.covariance, unknown.covariance)
+
+
+@pytest.mark.parametrize(
+    ("mean", "covariance", "count", "message"),
+    [
+        (torch.zeros(3, 1), torch.eye(3), None, "mean: got shape"),
+        (torch.zeros(0), torch.zeros(0, 0), None, "mean: got shape"),
+        (torch.zeros(3), torch.eye(4), None, r"covariance: got shape \(4, 4\)"),
+        (torch.full((3,), torch.nan), torch.eye(3), None, "mean: some entries are NaN"),
+        (torch.zeros(3), torch.full((3, 3), torch.inf), None, "covariance: some entries"),
+        (torch.zeros(3), torch.arange(9.0).reshape(3, 3), None, "not symmetric"),
+        (torch.zeros(3), torch.diag(torch.tensor([1.0, -1.0, 1.0])), None, "a variance is -1"),
+        (torch.zeros(3), torch.eye(3), 1, "count: got 1"),
+        (torch.zeros(3), torch.eye(3), 2.5, "count: got 2.5"),
+    ],
+)
+def test_bad_moments_are_named(mean, covariance, count, message):
+    with pytest.raises(InputError, match=message):
+        FeatureStatistics.from_moments(mean, covariance, count)
+
+
+def test_damaged_moments_in_a_file_are_named(tmp_path):
+    save_file({"mean": torch.zeros(3), "covariance": torch.eye(4)}, tmp_path / "s.safetensors")
+    with pytest.raises(InputError, match=r"s\.safetensors: covariance: got shape"):
+        FeatureStatistics.load(tmp_path / "s.safetensors")
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    parts=st.integers(1, 6),
+    offset=st.floats(-1e4, 1e4),
+    order=st.randoms(use_true_random=False),
+)
+def test_packed_parts_merge_in_any_order(seed, parts, offset, order):
+    """What processes send one another: any share each, some with nothing, merged in any order."""
+    x = data(seed, 50, offset=offset)
+    owner = torch.randint(parts, (50,), generator=torch.Generator().manual_seed(seed))
+    packed = [FeatureStatistics(5).update(x[owner == part]).packed() for part in range(parts)]
+    order.shuffle(packed)
+    merged = FeatureStatistics(5)
+    for part in packed:
+        merged.merge(FeatureStatistics.from_packed(part))
+    whole = FeatureStatistics.from_features(x)
+    assert merged.count == 50
+    scale = 1 + abs(offset)
+    np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-14, atol=1e-14 * scale)
+    np.testing.assert_allclose(merged.covariance, whole.covariance, rtol=1e-9, atol=1e-12 * scale)
+
+
+def test_packed_statistics_share_their_storage():
+    statistics = FeatureStatistics(5).update(data(5, 8))
+    again = FeatureStatistics.from_packed(statistics.packed())
+    again.update(data(6, 4))
+    assert int(statistics.packed()[1, 0]) == again.count == 12
+    assert torch.equal(statistics.packed(), again.packed())
