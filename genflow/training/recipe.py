@@ -174,6 +174,20 @@ class DynamicsSection(Section):
     max_share: Fraction | None = Field(0.2, description="of the run's time; measurements beyond it are left out")
 
 
+class GrowthSection(Section):
+    """Batches that grow by AdAdaGrad's tests (arXiv 2402.11215): more micro-batches a step, see
+    :class:`genflow.optim.BatchSizeController`. The first ones are ``batch_size`` in ``accumulate`` micro-batches.
+    """
+
+    test: Literal["norm", "coordinate", "inner-product", "orthogonality", "augmented"] = "norm"
+    eta: Positive = Field(0.5, description="of the norm and coordinate tests; smaller asks for larger batches")
+    theta: Positive = Field(0.5, description="of the inner-product test")
+    nu: Positive = Field(1.0, description="of the orthogonality test")
+    quantile: Fraction = Field(0.5, description="of the coordinates that decide the coordinate test; 1: the worst")
+    every_steps: Count = Field(10, description="steps between tests; each keeps copies of the gradient")
+    max_batch_size: Count = 4096
+
+
 class SamplingSection(Section):
     """Defaults that the finished pipeline carries, also used for the sample grids."""
 
@@ -200,6 +214,7 @@ class Recipe(Section):
     budget: BudgetSection
     batch_size: Count = Field(128, description="images a step, over all processes and accumulated micro-batches")
     accumulate: Count = Field(1, description="micro-batches a step")
+    batch_growth: GrowthSection | None = None
     clip_norm: Positive | None = 1.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

@@ -71,6 +71,10 @@ def plot_loss(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
+    if any("batch_size" in row for row in rows):  # one that grows
+        sizes = axes.twinx()
+        sizes.step(images, [row.get("batch_size") for row in rows], where="post", color="C1", linewidth=1)
+        sizes.set_ylabel("batch size", color="C1")
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
 

@@ -25,6 +25,7 @@ from genflow.training.checkpoints import (
     save_checkpoint,
 )
 from genflow.training.dynamics import TrainingDynamics
+from genflow.training.growth import BatchGrowth
 from genflow.training.optimizers import create_optimizer
 from genflow.training.records import MetricsLog, plot_loss
 from genflow.training.resuming import CHECKPOINTS, keep_recipe, previous_checkpoint
@@ -93,8 +94,13 @@ class Trainer:
         self.bare_network = self.accelerator.unwrap_model(self.network)
         self.ema = create_ema(self.bare_network, recipe.ema)
         slots = recipe.accumulate * processes
-        task.bind(self.bare_network, self.network, self.accelerator.device, recipe.batch_size // slots, slots)
-        self.step, self.cpu_seconds, self.seconds = 0, 0.0, 0.0
+        self.growth: BatchGrowth | None = None
+        if recipe.batch_growth is not None:
+            self.growth = BatchGrowth(recipe, self.bare_network.parameters(), self.accelerator)
+        # growing steps have no fixed number of slots: their micro-batches are counted through, see _place
+        size, device = recipe.batch_size // slots, self.accelerator.device
+        task.bind(self.bare_network, self.network, device, size, 1 if self.growth else slots)
+        self.step, self.images, self.cpu_seconds, self.seconds = 0, 0, 0.0, 0.0
         if loaded:
             self._restore(*loaded)
         self.log: MetricsLog | None = None
@@ -128,6 +134,8 @@ class Trainer:
                 "ema_steps": self.ema.optimization_step,
                 "scaler": scaler.state_dict() if scaler else None,
                 "precision": self.precision.name,
+                "images": self.images,
+                "growth": self.growth.state_dict() if self.growth else None,
                 "cpu_seconds": self.cpu_seconds,
                 "seconds": self.seconds,
             },
@@ -142,9 +150,22 @@ class Trainer:
         if state["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
+        self.images = state.get("images", self.step * self.recipe.batch_size)  # which older checkpoints do not have
+        if self.growth:
+            self.growth.load_state_dict(state["growth"])
         self.cpu_seconds, self.seconds = state["cpu_seconds"], state["seconds"]
 
     # one step
+
+    @property
+    def _batch_size(self) -> int:
+        return self.growth.batch_size if self.growth else self.recipe.batch_size
+
+    def _place(self, micro: int) -> tuple[int, int]:
+        """Step and slot by which the task knows this process's micro-batch ``micro`` of the step at hand."""
+        if self.growth:
+            return self.images // self.growth.micro_batch_size + micro, 0
+        return self.step, micro * self.accelerator.num_processes + self.accelerator.process_index
 
     def _train_step(self) -> tuple[torch.Tensor, torch.Tensor]:
         """One update; the mean loss and the gradient's norm, left on the device."""
@@ -154,12 +175,14 @@ class Trainer:
         self._set_lr()
         # for dropout inside the network, which takes no generator
         torch.manual_seed(mixed_seed(recipe.seed, self.step, accelerator.process_index, 1))
-        for micro in range(recipe.accumulate):
-            slot = micro * accelerator.num_processes + accelerator.process_index
+        accumulate = self.growth.accumulate if self.growth else recipe.accumulate
+        for micro in range(accumulate):
             with accelerator.accumulate(self.network):
-                loss = self.task.loss(self.step, slot)
+                loss = self.task.loss(*self._place(micro))
                 accelerator.backward(loss)
-                total += loss.detach() / recipe.accumulate
+                if self.growth:
+                    self.growth.record(micro)
+                total += loss.detach() / accumulate
                 if accelerator.sync_gradients and recipe.clip_norm is not None:
                     norm = accelerator.clip_grad_norm_(self.network.parameters(), recipe.clip_norm)
                 if accelerator.sync_gradients and self._observe is not None:
@@ -168,6 +191,9 @@ class Trainer:
                 self.optimizer.zero_grad()
         self.ema.step(self.bare_network.parameters())
         self.step += 1
+        self.images += self._batch_size
+        if self.growth:
+            self.growth.update()
         return total, norm
 
     # the run
@@ -175,7 +201,7 @@ class Trainer:
     def _progress(self) -> float:
         """Share of the budget that is used up; the first limit to be reached counts."""
         budget = self.recipe.budget
-        by_images = self.step * self.recipe.batch_size / budget.images if budget.images else 0.0
+        by_images = self.images / budget.images if budget.images else 0.0
         by_time = self.cpu_seconds / (60 * budget.cpu_minutes) if budget.cpu_minutes else 0.0
         return min(1.0, max(by_images, by_time))
 
@@ -197,8 +223,10 @@ class Trainer:
                 group["lr"] = rate
         return time.process_time() - cpu, time.perf_counter() - wall
 
-    def _report(self, bar: tqdm, losses: list[torch.Tensor], norms: list[torch.Tensor], started: float) -> None:
-        """Bring the losses since the last report to the host, once, and write them down."""
+    def _report(
+        self, bar: tqdm, losses: list[torch.Tensor], norms: list[torch.Tensor], started: tuple[float, int]
+    ) -> None:
+        """Bring the losses since the last report, at ``started`` (seconds, images), to the host and write them down."""
         loss = self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()
         if not math.isfinite(loss):
             raise NonFiniteError(
@@ -207,10 +235,11 @@ class Trainer:
             )
         if self.log is None:
             return
-        speed = len(losses) * self.recipe.batch_size / max(self.seconds - started, 1e-9)
+        speed = (self.images - started[1]) / max(self.seconds - started[0], 1e-9)
         row = {
             "step": self.step,
-            "images": self.step * self.recipe.batch_size,
+            "images": self.images,
+            **({"batch_size": self._batch_size} if self.growth else {}),
             "loss": round(loss, 6),
             "grad_norm": round(torch.stack(norms).mean().item(), 6),
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -236,25 +265,26 @@ class Trainer:
         with (
             self._stop.on_signals(),
             tqdm(
-                total=total, initial=self.step * self.recipe.batch_size, unit="img", unit_scale=True,
+                total=total, initial=self.images, unit="img", unit_scale=True,
                 desc="training", disable=not (main and self.progress), smoothing=0.02,
             ) as bar,
         ):  # fmt: skip
             self._measure(ends=False)
             cpu_start, wall_start = time.process_time() - self.cpu_seconds, time.perf_counter() - self.seconds
-            reported = self.seconds
+            reported = self.seconds, self.images
             while self._progress() < 1.0:
+                before = self.images
                 loss, norm = self._train_step()
                 self.cpu_seconds, self.seconds = time.process_time() - cpu_start, time.perf_counter() - wall_start
                 losses.append(loss)
                 norms.append(norm)
-                bar.update(self.recipe.batch_size)
+                bar.update(self.images - before)
                 ends = self._stop.asked or self._progress() >= 1.0
                 saves = ends or self.step % log.checkpoint_every_steps == 0
                 if saves or self.step % log.every_steps == 0:
                     # before a checkpoint, so that none is ever written of a diverged network
                     self._report(bar, losses, norms, reported)
-                    losses, norms, reported = [], [], self.seconds
+                    losses, norms, reported = [], [], (self.seconds, self.images)
                 # neither the budget nor the speed counts it
                 cpu, wall = self._measure(ends and not self._stop.asked)
                 cpu_start, wall_start = cpu_start + cpu, wall_start + wall

@@ -133,6 +133,7 @@ def test_warmup_and_cosine(data, tmp_path):
     run = make(data, tmp_path, schedule={"warmup_steps": 10, "decay": "cosine", "final": 0.1}, budget={"images": 1600})
     factors = []
     for run.step in range(100):
+        run.images = 16 * run.step
         factors.append(lr_factor(run.recipe.schedule, run.step, run._progress()))
     assert factors[0] == pytest.approx(0.1, rel=1e-3)
     assert factors[50] == pytest.approx(0.55)
