@@ -1,17 +1,19 @@
 """Tensors that took long to make, kept with a record of what they are."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from genflow.files import atomic_path
 
-__all__ = ["cached_tensors"]
+__all__ = ["cached_tensors", "read_tensors", "write_tensors"]
 
 
 def cached_tensors(
@@ -21,16 +23,41 @@ def cached_tensors(
 
     A file that cannot be read or that carries another record is replaced.
     """
-    path = Path(path)
-    text = json.dumps(record, sort_keys=True, allow_nan=False)
-    if path.is_file():
-        try:
-            with safe_open(path, framework="pt") as file:
-                if (file.metadata() or {}).get("record") == text:
-                    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except (SafetensorError, OSError):
-            pass
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
+    kept = read_tensors(path, record)
+    return write_tensors(path, record, make()) if kept is None else kept
+
+
+def read_tensors(path: str | Path, record: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """The tensors at ``path``; None where there is no file, a damaged one, or one that carries another record."""
+    if not Path(path).is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("record") != _text(record):
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError):
+        return None
+    # Files written before there were digests have none.
+    return tensors if header.get("sha256") in (None, _digest(tensors)) else None
+
+
+def write_tensors(path: str | Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Write ``tensors`` atomically, with ``record`` and a digest in the header; return them as they would be read."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        temporary.write_bytes(save(tensors, {"record": text}))
+        save_file(tensors, temporary, {"record": _text(record), "sha256": _digest(tensors)})
     return tensors
+
+
+def _text(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, sort_keys=True, allow_nan=False)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name}\n".encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

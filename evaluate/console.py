@@ -8,19 +8,42 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from genflow.errors import InputError
 
-__all__ = ["progress_bar", "run"]
+__all__ = ["progress_bar", "rate", "run"]
+
+
+class _Rate(ProgressColumn):
+    """How many of a unit are done a second, lately."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{rate(speed)} {self._unit}/s", style="progress.data.speed")
+
+
+def rate(speed: float) -> str:
+    """A speed in three figures or so: ``1,234``, ``98.7``, ``0.45``."""
+    return f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
 
 
 @contextmanager
 def progress_bar(
-    description: str, total: int, enabled: bool = True, delay: float = 2.0
+    description: str, total: int, enabled: bool = True, delay: float = 2.0, unit: str | None = None
 ) -> Iterator[Callable[[int], None]]:
-    """Yield ``advance(n)``; a bar over ``total`` appears on stderr once the work has taken ``delay`` seconds."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    """Yield ``advance(n)``; a bar over ``total`` appears on stderr once the work has taken ``delay`` seconds.
+
+    With a ``unit`` the bar also says how many of it are done a second.
+    """
+    columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()]
+    if unit is not None:
+        columns.append(_Rate(unit))
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
     task = bar.add_task(description, total=total)
     begun = time.monotonic()

@@ -1,0 +1,101 @@
+"""Mean and covariance in the files in which other tools keep and look for them.
+
+``.npz`` with ``mu`` (D,) and ``sigma`` (D, D) is what pytorch-fid, clean-fid, EDM, EDM2 and ADM's evaluator read and
+write; ADM's also hold ``mu_s`` and ``sigma_s`` (of sFID's spatial features) and the images themselves. None of them
+records how many images there were, nor which network and resize mode made the features.
+"""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genflow.errors import InputError
+from genflow.evaluate.feature_set import FeatureSet, is_feature_set, load_feature_set
+from genflow.files import atomic_path
+from genflow.metrics.statistics import FeatureStatistics
+
+__all__ = ["load_statistics", "save_statistics_npz"]
+
+_ASYMMETRY = 1e-5  # of the largest entry: float32's rounding and some
+
+
+def load_statistics(path: str | Path) -> FeatureSet:
+    """A statistics file: ``.npz`` as above, or a safetensors file of ours, of which only the statistics are read.
+
+    Of other tools' files ``statistics.count`` is None and the protocol has ``source`` alone: which network made them
+    is taken on trust (see :func:`~genflow.evaluate.feature_set.check_comparable`).
+
+    Raises:
+        InputError: naming the file: missing, damaged, without mu and sigma, or with ones that cannot be a mean and a
+            covariance.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"statistics: {path} does not exist")
+    if path.suffix == ".npz":
+        return _load_npz(path)
+    if path.suffix in (".pkl", ".pickle"):
+        raise InputError(f"statistics: {path} is a pickle, which genflow never opens; save mu and sigma as .npz")
+    if is_feature_set(path):
+        return load_feature_set(path, only_statistics=True)
+    return FeatureSet(FeatureStatistics.load(path), {"source": str(path)})
+
+
+def _load_npz(path: Path) -> FeatureSet:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            absent = [name for name in ("mu", "sigma") if name not in archive.files]
+            if absent:
+                held = ", ".join(archive.files[:8]) or "nothing"
+                raise InputError(f"statistics: {path} has no {' and no '.join(absent)}; it holds {held}")
+            mean, covariance = archive["mu"], archive["sigma"]
+            notes = json.loads(str(archive["genflow"])) if "genflow" in archive.files else {}
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"statistics: cannot read {path} ({error})") from error
+    _check(path, mean, covariance)
+    covariance = covariance.astype(np.float64)
+    try:
+        statistics = FeatureStatistics.from_moments(mean, (covariance + covariance.T) / 2, notes.get("count"))
+    except InputError as error:
+        raise InputError(f"statistics: {path}: {error}") from error
+    return FeatureSet(statistics, {**notes.get("protocol", {}), "source": str(path)})
+
+
+def _check(path: Path, mean: np.ndarray, covariance: np.ndarray) -> None:
+    dimensions = len(mean) if mean.ndim == 1 else 0
+    if dimensions == 0 or covariance.shape != (dimensions, dimensions):
+        raise InputError(
+            f"statistics: {path} holds mu {mean.shape} and sigma {covariance.shape}; allowed: (D,) and (D, D)"
+        )
+    for name, array in (("mu", mean), ("sigma", covariance)):
+        if array.dtype.kind != "f":
+            raise InputError(f"statistics: {path} holds {name} of {array.dtype}; allowed: floating point")
+    if float(np.abs(covariance - covariance.T).max()) > _ASYMMETRY * float(np.abs(covariance).max()):
+        raise InputError(f"statistics: {path} holds a sigma that is not symmetric; it is no covariance")
+
+
+def save_statistics_npz(path: str | Path, feature_set: FeatureSet) -> None:
+    """Write ``mu`` and ``sigma`` (float64, divided by N - 1), as pytorch-fid, clean-fid, EDM and ADM read them.
+
+    A third entry ``genflow`` holds JSON with count and protocol; others pass it over.
+
+    Raises:
+        InputError: a name that does not end in ``.npz``, which numpy would append.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise InputError(f"out: {path} does not end in .npz")
+    statistics = feature_set.statistics
+    notes: dict[str, Any] = {"count": statistics.count, "protocol": feature_set.protocol}
+    with atomic_path(path) as temporary:
+        np.savez(
+            temporary,
+            mu=statistics.mean.numpy(),
+            sigma=statistics.covariance.numpy(),
+            genflow=np.array(json.dumps(notes, allow_nan=False)),
+        )
