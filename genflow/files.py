@@ -18,6 +18,8 @@ from genflow.errors import InputError
 __all__ = [
     "atomic_folder",
     "atomic_path",
+    "cache_root",
+    "check_output_file",
     "check_output_folder",
     "check_safetensors",
     "fingerprint",
@@ -28,6 +30,11 @@ __all__ = [
 
 _WHOLE = 256 * 2**20  # up to this many bytes a file is fingerprinted whole
 _BLOCK = 2**20
+
+
+def cache_root() -> Path:
+    """Where genflow keeps what can be made or fetched again: $GENFLOW_CACHE, else ``~/.cache/genflow``."""
+    return Path(os.environ.get("GENFLOW_CACHE") or "~/.cache/genflow").expanduser()
 
 
 @contextmanager
@@ -82,6 +89,17 @@ def check_output_folder(argument: str, folder: str | Path) -> None:
     for part in (Path(folder), *Path(folder).parents):
         if part.exists() and not part.is_dir():
             raise InputError(f"{argument}: {str(part)!r} is a file; a folder is needed")
+
+
+def check_output_file(argument: str, path: str | Path) -> None:
+    """Raise InputError where no file can be written there: it is a folder, or in no folder. Nothing is made."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{argument}: {str(path)!r} is a folder; a file is needed")
+    check_output_folder(argument, path.parent)
+    home = next(part for part in path.absolute().parents if part.exists())
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise InputError(f"{argument}: the folder {str(home)!r} cannot be written to")
 
 
 def output_folder(argument: str, folder: str | Path) -> Path:

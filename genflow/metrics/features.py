@@ -43,8 +43,8 @@ def content_hash(network: nn.Module) -> str:
 class Features:
     """``values`` ``(N, D)`` float32; of a network that classifies, also what it thinks of each image.
 
-    ``predicted`` ``(N,)`` int64 is the likeliest class, ``logits`` ``(N, K)`` float32 is what the Inception Score takes;
-    None of a network without classes.
+    ``predicted`` ``(N,)`` int64 is the likeliest class, ``logits`` ``(N, K)`` float32 is what the Inception Score
+    takes; None of a network without classes.
     """
 
     values: Tensor

@@ -2,24 +2,26 @@
 
 It is Inception-v3 (Szegedy et al. 2016) as TensorFlow's graph of 2015-12-05 holds it, on which FID (Heusel et al. 2017)
 and the Inception Score are defined. Three things set it apart from torchvision's: 1008 classes; average pooling that
-leaves the padding out of its mean; and maximum pooling in the last block's pooling branch. Parameters carry the names of
-torch-fidelity's and pytorch-fid's weight files, so that either loads.
+leaves the padding out of its mean; and maximum pooling in the last block's pooling branch. Parameters carry the names
+of torch-fidelity's and pytorch-fid's weight files, so that either loads.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genflow.errors import InputError
+from genflow.files import atomic_path
 
-__all__ = ["LAYERS", "InceptionV3"]
+__all__ = ["LAYERS", "InceptionV3", "random_inception", "save_inception"]
 
 LAYERS = {"64": 64, "192": 192, "768": 768, "2048": 2048, "spatial": 2023}
 """What features can be taken from, and how many they are: the means over the maps after the first and the second
 maximum pooling, after Mixed_6e and after Mixed_7c; ``spatial`` is sFID's (Nash et al. 2021): the first 7 channels of
-``mixed_6/conv``, the 1x1 branch of Mixed_6d, at all 17x17 places, in the order (row, column, channel) of ADM's files."""
+``mixed_6/conv``, the 1x1 branch of Mixed_6d, at all 17x17 places, in ADM's order (row, column, channel)."""
 
 NUM_CLASSES = 1008
 SPATIAL_CHANNELS = 7
@@ -151,7 +153,9 @@ def _add_branch(module: nn.Module, branch: Sequence, channels: int) -> int:
         if isinstance(step, str):
             continue
         split = isinstance(step[0], tuple)
-        channels = sum(_add_unit(module, unit, channels) for unit in step) if split else _add_unit(module, step, channels)
+        channels = (
+            sum(_add_unit(module, unit, channels) for unit in step) if split else _add_unit(module, step, channels)
+        )
     return channels
 
 
@@ -231,3 +235,35 @@ class InceptionV3(nn.Module):
                 raise InputError(f"weights: {source} holds {name!r}, which the FID's Inception has not")
         self.load_state_dict({name: tensors[name].float() for name in own})
         return self.eval().requires_grad_(False)
+
+
+def random_inception(seed: int = 0) -> InceptionV3:
+    """A network whose features vary as a trained one's do, though they mean nothing: for tests and for parity.
+
+    Convolutions keep the variance (He et al. 2015); kept means, variances, scales and shifts are all at work.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    network = InceptionV3()
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if tensor.ndim > 1:
+                tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
+            elif name.endswith(("running_var", "bn.weight")):
+                tensor.uniform_(0.7, 1.3, generator=generator)
+            else:
+                tensor.normal_(0, 0.1, generator=generator)
+    return network.eval().requires_grad_(False)
+
+
+def save_inception(network: InceptionV3, path: str | Path) -> None:
+    """Write the file that torch-fidelity (``feature_extractor_weights_path``) and pytorch-fid load, atomically.
+
+    It holds the network's state dict, with the counters of batches that their normalizations expect.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in network.state_dict().items():
+        tensors[name] = tensor.detach().cpu().clone()
+        if name.endswith("running_var"):
+            tensors[name.replace("running_var", "num_batches_tracked")] = torch.tensor(0)
+    with atomic_path(path) as temporary:
+        torch.save(tensors, temporary)

@@ -3,16 +3,16 @@
 Resizing changes a Frechet distance by more than most methods differ (Parmar et al. 2022, "On Aliased Resizing and
 Surprising Subtleties in GAN Evaluation"), so the mode is part of the protocol:
 
-======================  ==============================================================================================
-``clean``               clean-fid's: pillow's bicubic filter, which widens with the reduction (antialias), every channel
-                        by itself in 32-bit float, clipped to [0, 255], not rounded to whole levels again
-``legacy``              TensorFlow 1's bilinear, as in the graph of the first FID code; so ADM, EDM, torch-fidelity and
-                        clean-fid's ``legacy_tensorflow``: output pixel i looks at input coordinate i * in / out (corners
-                        are not aligned and pixels have no centres, so the picture moves by up to half a pixel), no antialias
-``legacy-pytorch``      torch's bilinear with ``align_corners=False``: coordinate (i + 1/2) * in / out - 1/2, no antialias;
-                        pytorch-fid and clean-fid's ``legacy_pytorch``
-``none``                the image must have the network's size already
-======================  ==============================================================================================
+==================  ================================================================================================
+``clean``           clean-fid's: pillow's bicubic filter, which widens with the reduction (antialias), every channel by
+                    itself in 32-bit float, clipped to [0, 255], not rounded to whole levels again
+``legacy``          TensorFlow 1's bilinear, as in the graph of the first FID code; so ADM, EDM, torch-fidelity and
+                    clean-fid's ``legacy_tensorflow``: output pixel i looks at coordinate i * in / out (pixels have no
+                    centres, so the picture moves by up to half a pixel), no antialias
+``legacy-pytorch``  torch's bilinear with ``align_corners=False``: coordinate (i + 1/2) * in / out - 1/2, no antialias;
+                    pytorch-fid and clean-fid's ``legacy_pytorch``
+``none``            the image must have the network's size already
+==================  ================================================================================================
 """
 
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ def _tf1_axis(images: Tensor, axis: int, size: int) -> Tensor:
 
 
 def resize_legacy(images: Tensor, size: int) -> Tensor:
-    """``(..., H, W)`` to float32 ``(..., size, size)`` as TensorFlow 1's ``resize_bilinear`` without aligned corners."""
+    """``(..., H, W)`` to float32 ``(..., size, size)`` as TensorFlow 1's ``resize_bilinear`` does."""
     images = images.float()
     return _tf1_axis(_tf1_axis(images, images.ndim - 1, size), images.ndim - 2, size)
 
