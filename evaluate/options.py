@@ -17,7 +17,11 @@ __all__ = [
     "Json",
     "K",
     "Metrics",
+    "Model",
+    "Num",
+    "PerClass",
     "Reference",
+    "Report",
     "Resize",
     "Seed",
     "SkipBad",
@@ -38,7 +42,20 @@ Reference = Annotated[
     str,
     typer.Option("--reference", help="A shipped reference, images as SAMPLES are, a file of features or statistics."),
 ]
-Count = Annotated[int | None, typer.Option("--count", help="Judge this many, drawn by --seed.  [default: all]")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Sample this model in the place of SAMPLES, nothing is written: a shipped one, a folder, owner/name.",
+        show_default=False,
+    ),
+]
+Num = Annotated[
+    int | None, typer.Option("--num", help="So many samples of it, of seeds 0 to N - 1.", show_default=False)
+]
+Count = Annotated[
+    int | None, typer.Option("--count", help="Judge this many, drawn by --seed (default: all).", show_default=False)
+]
 Seed = Annotated[int, typer.Option("--seed", help="Of every draw: images, subsets, resamples.")]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave unreadable images out and say so, instead of stopping.")
@@ -77,6 +94,9 @@ Metrics = Annotated[
 K = Annotated[int, _option("--k", "Neighbours for precision, recall and authenticity (default: 3).", _MEASURES)]
 DensityK = Annotated[int, _option("--density-k", "Neighbours for density and coverage (default: 5).", _MEASURES)]
 Strict = Annotated[bool, _option("--strict", "Count a point on a ball's edge as outside, as prdc does.", _MEASURES)]
+PerClass = Annotated[
+    bool, _option("--per-class", "A table of classes, and the mean over classes of the distance within.", _MEASURES)
+]
 Train = Annotated[
     str | None, _option("--train", "The training images or their features, for memorization.", _MEASURES, "DATA")
 ]
@@ -92,3 +112,6 @@ Cache = Annotated[
 ]
 
 Json = Annotated[Path | None, _option("--json", "Write figures and protocol here too.", _OUTPUT, "FILE")]
+Report = Annotated[
+    Path | None, _option("--report", "Write a page of pictures, plots and figures here.", _OUTPUT, "FILE.html")
+]

@@ -1,54 +1,41 @@
-"""``genflow evaluate``: score a set of images against a reference."""
+"""``genflow evaluate``: a command of its own, and the group of ``features`` and ``compare``."""
 
-import warnings
-from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
-from genflow.files import write_json
+from genflow.cli.help import help_text
+from genflow.evaluate.command import evaluate
 
-__all__ = ["evaluate"]
+__all__ = ["app"]
+
+_OWN = "evaluate"
 
 
-def evaluate(
-    samples: Annotated[
-        str,
-        typer.Argument(help="A folder of images, an .npz, .npy or IDX file, or fashion-mnist[:train|:test]."),
-    ],
-    reference: Annotated[
-        str, typer.Option("--reference", help="A shipped reference, or the folder of one.")
-    ] = "fashion-mnist",
-    count: Annotated[
-        int | None, typer.Option("--count", help="Judge this many, drawn by --seed.  [default: all]")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of that draw.")] = 0,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave unreadable images out and say so, instead of stopping.")
-    ] = False,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write metrics and protocol here too.", metavar="FILE")
-    ] = None,
-) -> None:
-    """Score images: Frechet distance, precision, recall, density, coverage, and class accuracy where classes are known.
+class CommandAndGroup(TyperGroup):
+    """A group that is also a command: what does not begin with the name of a sub-command is for the command itself."""
 
-    The Frechet distance is taken in the features of the reference's own classifier; compare it only with figures of the
-    same reference and the same number of samples.
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.own = self.commands.pop(_OWN)
 
-    Examples:
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """The context of the command where the first word is not the name of a sub-command."""
+        if args and args[0] in self.commands:
+            return super().make_context(info_name, args, parent, **extra)
+        return self.own.make_context(info_name, args, parent, **extra)
 
-    \b
-      genflow evaluate out/
-      genflow evaluate out/ --reference fashion-mnist --json scores.json
-      genflow evaluate fashion-mnist:train --count 10000
-    """
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    from genflow.cli.loading import choose_device
-    from genflow.evaluate import run
 
-    place = choose_device(device)
-    result = run.evaluate(samples, reference, count=count, seed=seed, skip_bad=skip_bad, device=place, progress=True)
-    run.print_table(result)
-    if json_file is not None:
-        write_json(json_file, result)
+app = typer.Typer(cls=CommandAndGroup, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+for _name, _command in ((_OWN, evaluate),):
+    app.command(_name, help=help_text(_command.__doc__))(_command)
+
+
+def group() -> None:
+    """Score a set of images against a reference."""
+
+
+app.callback(help=help_text(group.__doc__))(group)

@@ -17,7 +17,7 @@ import typer
 from genflow import __version__
 from genflow.cli.compare import compare
 from genflow.cli.distill import app as distill
-from genflow.cli.evaluate import evaluate
+from genflow.cli.evaluate import app as evaluate
 from genflow.cli.generate import generate
 from genflow.cli.help import help_text
 from genflow.cli.info import info
@@ -35,9 +35,10 @@ app = typer.Typer(
 )
 
 
-for _command in (generate, translate, compare, evaluate, train, info):
+for _command in (generate, translate, compare, train, info):
     app.command(help=help_text(_command.__doc__))(_command)
 app.add_typer(distill, name="distill")
+app.add_typer(evaluate, name="evaluate")
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,259 @@
+"""The metrics by name: what each is called, what it needs, what it means, and how it comes from features.
+
+A Frechet distance is called FID only in the features of the Inception network that everybody's FID uses; the same
+figure of other features is FD, with their name, and belongs beside figures of those features alone.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from genflow.errors import InputError, check_choice
+from genflow.evaluate.pair import Pair
+
+__all__ = ["DEFAULT", "MEASURES", "NEEDS", "Measure", "choose", "label", "meaning", "missing", "parse_metrics"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One metric.
+
+    Attributes:
+        label: what tables call it; ``{features}`` is the network's name.
+        direction: ``"up"`` where more is better, ``"down"`` where less is, None where neither.
+        form: how tables write it.
+        meaning: in a line, with fields of the protocol.
+        needs: names in :data:`NEEDS`.
+        value: the figure.
+        spread: its standard deviation over subsets or splits, where it is a mean of such.
+        each: of a mean of single samples' values: those values.
+        over: whose samples these are, ``"generated"`` or ``"reference"``; what a bootstrap draws from.
+        again: of any other: the figure of these rows of the generated samples, for a bootstrap.
+    """
+
+    label: str
+    direction: Literal["up", "down"] | None
+    form: str
+    meaning: str
+    needs: tuple[str, ...]
+    value: Callable[[Pair], float]
+    spread: Callable[[Pair], float] | None = None
+    each: Callable[[Pair], Tensor] | None = None
+    over: Literal["generated", "reference"] = "generated"
+    again: Callable[[Pair, Tensor], float] | None = None
+
+
+def _frechet(name: str) -> Measure:
+    return Measure(
+        name,
+        "down",
+        "{:.4f}",
+        "squared Frechet distance of Gaussians fitted to the features; 0 is best",
+        (),
+        lambda pair: pair.frechet,
+        again=Pair.frechet_of,
+    )
+
+
+def _extrapolated(name: str) -> Measure:
+    return Measure(
+        name,
+        "down",
+        "{:.4f}",
+        "the same for endless samples: extrapolated in 1/N",
+        ("features",),
+        lambda pair: pair.extrapolation.value,
+        again=Pair.extrapolation_of,
+    )
+
+
+def _within_classes(name: str) -> Measure:
+    return Measure(
+        name,
+        "down",
+        "{:.4f}",
+        "mean over classes of the distance between samples and reference of that class",
+        ("features", "labels", "reference_labels"),
+        lambda pair: pair.classes.intra_fid,
+        again=Pair.intra_of,
+    )
+
+
+def _covering(
+    name: str, meaning: str, each: Callable[[Any], Tensor], over: Literal["generated", "reference"] = "generated"
+) -> Measure:
+    """One of those that come from the one pass over nearest neighbours."""
+    return Measure(
+        name,
+        "up",
+        "{:.4f}",
+        meaning,
+        ("features",),
+        lambda pair: getattr(pair.neighbours.metrics, name),
+        each=lambda pair: each(pair.neighbours),
+        over=over,
+    )
+
+
+def _of_images(name: str, meaning: str) -> Measure:
+    return Measure(
+        name,
+        None,
+        "{:.4f}",
+        meaning,
+        (f"images.{name}",),
+        lambda pair: float(pair.generated.images[name].double().mean()),
+        each=lambda pair: pair.generated.images[name],
+    )
+
+
+MEASURES: Mapping[str, Measure] = {
+    "fid": _frechet("FID"),
+    "fd": _frechet("FD ({features})"),
+    "fid_infinity": _extrapolated("FID-infinity"),
+    "fd_infinity": _extrapolated("FD-infinity ({features})"),
+    "intra_fid": _within_classes("intra-FID"),
+    "intra_fd": _within_classes("intra-FD ({features})"),
+    "kid": Measure(
+        "KID ({features})",
+        "down",
+        "{:.6f}",
+        "kernel distance, unbiased: mean of {kid_subsets} subsets of {kid_subset_size}",
+        ("features",),
+        lambda pair: pair.kernel.mean,
+        spread=lambda pair: pair.kernel.std,
+    ),
+    "is": Measure(
+        "Inception Score ({features})",
+        "up",
+        "{:.4f}",
+        "sure of each image, and of all classes in turn: mean of {is_splits} splits",
+        ("logits",),
+        lambda pair: pair.inception.mean,
+        spread=lambda pair: pair.inception.std,
+        again=lambda pair, rows: pair.inception_of(rows).mean,
+    ),
+    "precision": _covering("precision", "share of samples near real images (k = {k})", lambda found: found.precise),
+    "recall": _covering(
+        "recall", "share of real images near samples (k = {k})", lambda found: found.recalled, "reference"
+    ),
+    "density": _covering(
+        "density", "real balls a sample is in, over k = {density_k}", lambda found: found.held / found.density_k
+    ),
+    "coverage": _covering(
+        "coverage",
+        "share of real balls with a sample inside (k = {density_k})",
+        lambda found: found.covered,
+        "reference",
+    ),
+    "authenticity": _covering(
+        "authenticity",
+        "share of samples farther from the nearest real image than that is from the next",
+        lambda found: found.authentic,
+    ),
+    "memorization": Measure(
+        "memorization",
+        "down",
+        "{:.4f}",
+        "share of samples at most {memorization_ratio:.2f} times as far from the nearest training image as the next",
+        ("features", "train"),
+        lambda pair: pair.memorization.share,
+        each=lambda pair: pair.memorized,
+    ),
+    "accuracy": Measure(
+        "accuracy",
+        "up",
+        "{:.2%}",
+        "share in the class asked for, of {labelled} samples whose class is known",
+        ("labels", "classes"),
+        lambda pair: pair.accuracy,
+        each=lambda pair: pair.right,
+    ),
+    "saturation": _of_images("saturation", "mean of HSV's S: 0 is grey, 1 pure colours"),
+    "contrast": _of_images("contrast", "standard deviation of the luma within an image, 0 to 0.5"),
+    "colourfulness": _of_images("colourfulness", "Hasler and Suesstrunk's M3: 0 is grey, 33 moderately colourful"),
+}
+"""In the order of tables."""
+
+DEFAULT = ("fd", "precision", "recall", "density", "coverage", "memorization", "accuracy")
+"""Those of them that can be had, where none is asked for."""
+
+NEEDS = {
+    "features": "the features of both sides, of which statistics are not enough",
+    "logits": "class scores, which {features} does not give",
+    "images": "the pictures, of which there are only features",
+    "labels": "the classes of the samples: in PNG metadata, one folder a class, or an array of labels",
+    "reference_labels": "the classes of the reference: in PNG metadata, one folder a class, or an array of labels",
+    "classes": "a network that knows the samples' classes, which {features} does not",
+    "train": "--train DATA, the images that the model was trained on",
+}
+"""What a metric needs, in words that follow "needs"."""
+
+_INCEPTION = {"fd": "fid", "fd_infinity": "fid_infinity", "intra_fd": "intra_fid"}
+_PLAIN = {fid: fd for fd, fid in _INCEPTION.items()}
+_OTHER_NAMES = {"colorfulness": "colourfulness", "inception_score": "is"}
+
+
+def parse_metrics(metrics: str | Iterable[str] | None) -> tuple[str, ...] | None:
+    """``"fid,fd-infinity"`` or names one by one to keys of :data:`MEASURES`, each once; None stays None.
+
+    Hyphens and underscores are the same. Raises InputError for an unknown name, with the nearest that is known.
+    """
+    if metrics is None:
+        return None
+    words = metrics.split(",") if isinstance(metrics, str) else list(metrics)
+    keys: dict[str, None] = {}
+    for word in words:
+        key = word.strip().lower().replace("-", "_")
+        key = _OTHER_NAMES.get(key, key)
+        if key not in MEASURES:
+            check_choice("metrics", word.strip(), [name.replace("_", "-") for name in MEASURES])
+        keys[key] = None
+    if not keys:
+        raise InputError(f"metrics: none given; allowed: {', '.join(MEASURES)}")
+    return tuple(keys)
+
+
+def choose(
+    wanted: Sequence[str] | None, facts: Mapping[str, bool | None], *, inception: bool, features: str
+) -> tuple[str, ...]:
+    """The keys to compute, in the order of tables: what is wanted, by default all of :data:`DEFAULT` that can be had.
+
+    Args:
+        facts: of what is in :data:`NEEDS`, whether it is there; None where that is not known yet. ``images.NAME``
+            stands for each figure of images.
+        inception: whether a Frechet distance in these features is called FID.
+        features: their name.
+
+    Raises:
+        InputError: one that is wanted cannot be had; the message says why.
+    """
+    if wanted is None:
+        keys = [key for key in DEFAULT if missing(key, facts) is None]
+    else:
+        keys = list(wanted)
+        for key in keys:
+            lacking = missing(key, facts)
+            if lacking is not None:
+                reason = NEEDS[lacking.partition(".")[0]].format(features=features)
+                raise InputError(f"metrics: {key.replace('_', '-')} needs {reason}")
+    names = _INCEPTION if inception else _PLAIN
+    chosen = {names.get(key, key) for key in keys}
+    return tuple(key for key in MEASURES if key in chosen)
+
+
+def missing(key: str, facts: Mapping[str, bool | None]) -> str | None:
+    """The first of the metric's needs that is known not to be there."""
+    return next((need for need in MEASURES[key].needs if facts.get(need) is False), None)
+
+
+def label(key: str, features: str) -> str:
+    """What tables call the metric in these features."""
+    return MEASURES[key].label.format(features=features)
+
+
+def meaning(key: str, protocol: Mapping[str, Any]) -> str:
+    """The metric in a line, with the numbers of this protocol."""
+    return MEASURES[key].meaning.format_map(protocol)
