@@ -1,0 +1,17 @@
+"""Where evaluation's images come from: folders, archives, arrays, data sets and pipelines, all with one face."""
+
+from genflow.lazy import lazy_exports
+
+_WHERE = {
+    "DecodedBatch": "decoding",
+    "ImageSource": "source",
+    "Picture": "source",
+    "Source": "source",
+    "decode": "decoding",
+    "is_statistics_file": "opening",
+    "open_source": "opening",
+}
+
+__all__ = sorted(_WHERE)
+
+__getattr__, __dir__ = lazy_exports(__name__, _WHERE)
