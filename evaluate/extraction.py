@@ -60,6 +60,7 @@ def extract(
     skip_bad: bool = False,
     cache: bool | str | Path = True,
     progress: bool = True,
+    begins: Callable[[int], None] | None = None,
 ) -> FeatureSet:
     """Features of a source's images, and what else is known of them.
 
@@ -77,10 +78,11 @@ def extract(
         cache: keep features in the folder of caches (see :mod:`genflow.evaluate.feature_cache`) and take them from
             there; a path is another folder; False does neither.
         progress: show a bar on stderr if it takes over two seconds.
+        begins: told, before the network is asked, how many images it has to see; the others' features are kept ones.
 
     Returns:
         Features in the order of the source, whose protocol has ``Extractor.describe()`` and ``source``, ``count``,
-        ``available``, ``seed`` (None without ``count``), ``skipped`` (names) and ``content_sha256``.
+        ``available``, ``seed`` (None without ``count``), ``skipped`` (where they lie) and ``content_sha256``.
 
     Raises:
         InputError: fewer images than ``count`` or than two, an unreadable image, one of a size that the network does
@@ -100,6 +102,8 @@ def extract(
     done = set() if kept is None else set(kept[POSITION].tolist())
     missing = team.gather_json([place for place in range(len(indices)) if place not in done])[0]
     mine = [missing[i] for i in team.share(len(missing))]
+    if begins is not None:
+        begins(len(missing))
     work = _Work(source, extractor, indices, entry)
     problem = None
     try:
@@ -169,8 +173,8 @@ class _Work:
         values = features.values.to("cpu", torch.float32)
         broken = torch.nonzero(~torch.isfinite(values).all(1)).flatten().tolist()
         if broken:
-            name = self._source.names[batch.positions[broken[0]]]
-            raise InputError(f"features: those of {name} by {self._extractor.name} are NaN or infinite")
+            place = self._source.place(batch.positions[broken[0]])
+            raise InputError(f"features: those of {place} by {self._extractor.name} are NaN or infinite")
         rows = {POSITION: torch.tensor([self._places[index] for index in batch.positions]), "features": values}
         if features.predicted is not None:
             rows["predicted"] = features.predicted.cpu()
@@ -230,7 +234,7 @@ def _feature_set(
             "count": len(taken),
             "available": len(source),
             "seed": seed,
-            "skipped": [source.names[indices[place]] for place in left_out],
+            "skipped": [source.place(indices[place]) for place in left_out],
             "content_sha256": content,
         },
         features=rows["features"],

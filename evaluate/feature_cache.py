@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genflow.errors import InputError
 from genflow.evaluate.cache import read_tensors, write_tensors
-from genflow.files import output_folder
+from genflow.files import cache_root, output_folder
 
-__all__ = ["LIMIT", "POSITION", "FeatureEntry", "cache_folder", "cache_root", "cache_size", "join_rows"]
+__all__ = ["LIMIT", "POSITION", "FeatureEntry", "cache_folder", "cache_size", "join_rows"]
 
 LIMIT = 8 * 2**30
 """Bytes that the entries may take together; those used longest ago go first. 50,000 x 2048 features take 0.45e9."""
@@ -34,21 +35,23 @@ POSITION = "position"
 _FORMAT = 1  # to be raised when a figure of images changes its meaning or name
 
 
-def cache_root() -> Path:
-    """Where genflow keeps what can be made again: $GENFLOW_CACHE, else ``~/.cache/genflow``."""
-    return Path(os.environ.get("GENFLOW_CACHE") or "~/.cache/genflow").expanduser()
-
-
 def cache_folder(cache: bool | str | Path) -> Path | None:
-    """The folder of feature entries: below :func:`cache_root` for True, none for False, else the one that is given.
+    """The folder of feature entries: for True one below :func:`~genflow.files.cache_root`, for False none.
 
-    Raises InputError where a given folder, or that of $GENFLOW_CACHE, is a file or cannot be made or written to.
+    Raises InputError where a given folder, or that of $GENFLOW_CACHE, is a file or cannot be made or written to; a home
+    folder that cannot be written to gives a warning and no cache.
     """
     if cache is False:
         return None
-    if cache is True:
+    if cache is not True:
+        return output_folder("cache", cache)
+    try:
         return output_folder("GENFLOW_CACHE", cache_root() / "features")
-    return output_folder("cache", cache)
+    except InputError as error:
+        if os.environ.get("GENFLOW_CACHE"):
+            raise
+        warnings.warn(f"features are not kept: {error}", stacklevel=3)
+        return None
 
 
 def cache_size(folder: str | Path) -> int:

@@ -17,8 +17,9 @@ from genflow.evaluate.feature_set import FeatureSet, is_feature_set, load_featur
 from genflow.files import atomic_path
 from genflow.metrics.statistics import FeatureStatistics
 
-__all__ = ["load_statistics", "save_statistics_npz"]
+__all__ = ["holds_only_statistics", "load_statistics", "save_statistics_npz"]
 
+_NOTES = "genflow"
 _ASYMMETRY = 1e-5  # of the largest entry: float32's rounding and some
 
 
@@ -44,6 +45,15 @@ def load_statistics(path: str | Path) -> FeatureSet:
     return FeatureSet(FeatureStatistics.load(path), {"source": str(path)})
 
 
+def holds_only_statistics(path: str | Path) -> bool:
+    """Whether the ``.npz`` at ``path`` has mu and sigma and nothing that :func:`save_statistics_npz` does not write."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {"mu", "sigma"} <= set(archive.files) <= {"mu", "sigma", _NOTES}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile):
+        return False
+
+
 def _load_npz(path: Path) -> FeatureSet:
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -52,10 +62,10 @@ def _load_npz(path: Path) -> FeatureSet:
                 held = ", ".join(archive.files[:8]) or "nothing"
                 raise InputError(f"statistics: {path} has no {' and no '.join(absent)}; it holds {held}")
             mean, covariance = archive["mu"], archive["sigma"]
-            notes = json.loads(str(archive["genflow"])) if "genflow" in archive.files else {}
+            notes = json.loads(str(archive[_NOTES])) if _NOTES in archive.files else {}
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise InputError(f"statistics: cannot read {path} ({error})") from error
     _check(path, mean, covariance)
     covariance = covariance.astype(np.float64)
@@ -93,9 +103,5 @@ def save_statistics_npz(path: str | Path, feature_set: FeatureSet) -> None:
     statistics = feature_set.statistics
     notes: dict[str, Any] = {"count": statistics.count, "protocol": feature_set.protocol}
     with atomic_path(path) as temporary:
-        np.savez(
-            temporary,
-            mu=statistics.mean.numpy(),
-            sigma=statistics.covariance.numpy(),
-            genflow=np.array(json.dumps(notes, allow_nan=False)),
-        )
+        text = np.array(json.dumps(notes, allow_nan=False))
+        np.savez(temporary, mu=statistics.mean.numpy(), sigma=statistics.covariance.numpy(), **{_NOTES: text})
