@@ -1,47 +1,91 @@
-"""How well two sets of features cover each other, by nearest-neighbour balls, in bounded memory.
+"""How well two sets of features cover each other, by nearest-neighbour balls, exactly and in bounded memory.
 
 Improved precision and recall (Kynkaanniemi et al. 2019): a generated sample is precise if it lies in the ball of some
 real sample, whose radius is the distance to that sample's k-th nearest real neighbour; recall is the same with the
 roles exchanged. Density and coverage (Naeem et al. 2020): the number of real balls that hold a generated sample, over
-k; and the share of real balls that hold at least one. All four come from one pass over blocks of distances.
+k; and the share of real balls that hold at least one. Authenticity (Alaa et al. 2022): the share of generated samples
+that are farther from their nearest real sample than that one is from its own nearest real neighbour.
+
+All come from one pass over tiles of quick distances; see :mod:`genflow.metrics.neighbour_blocks` for why the counts
+are those of exact distances.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from genflow.errors import InputError, check_number
+from genflow.errors import check_flag, check_number
+from genflow.metrics.nearest import Closest, Progress, check_widths, self_distances
+from genflow.metrics.neighbour_blocks import ALONE, MAX_BYTES, Frame, Points, Tiles, exact_distances, rounding, tiles
+from genflow.processes import Processes
 
-__all__ = ["NeighbourMetrics", "neighbour_metrics", "neighbour_radii"]
-
-MAX_BYTES = 64 * 2**20
-"""Memory for blocks of distances, by default."""
-
-Progress = Callable[[int], None]
-"""Called with the number of rows just done; a whole run does ``2 * real + generated`` rows."""
+__all__ = ["NeighbourDetails", "NeighbourMetrics", "neighbour_details", "neighbour_metrics", "neighbour_radii"]
 
 
 @dataclass(frozen=True)
 class NeighbourMetrics:
-    """Precision, recall and coverage are shares in [0, 1]; density is a mean count over k and may pass 1."""
+    """All are shares in [0, 1], except density, a mean count over its k, which may pass 1."""
 
     precision: float
     recall: float
     density: float
     coverage: float
+    authenticity: float
+
+
+@dataclass(frozen=True)
+class NeighbourDetails:
+    """What :class:`NeighbourMetrics` counts, sample by sample: M generated and N real ones, distances Euclidean.
+
+    Attributes:
+        held: ``(M,)`` int64, in how many real balls of ``density_radius`` the generated sample lies.
+        precise: ``(M,)`` bool, whether it lies in a real ball of ``radius``.
+        authentic: ``(M,)`` bool, whether it is farther from its nearest real sample than that one from any other.
+        nearest: ``(M,)`` int64, which real sample is nearest, the first of several at one distance.
+        distance: ``(M,)`` float64, how far that is.
+        recalled: ``(N,)`` bool, whether the real sample lies in some generated sample's ball.
+        covered: ``(N,)`` bool, whether some generated sample lies in its ball of ``density_radius``.
+        radius: ``(N,)`` float64, from the real sample to its ``k``-th nearest other.
+        density_radius: ``(N,)`` float64, to its ``density_k``-th.
+        generated_radius: ``(M,)`` float64, from the generated sample to its ``k``-th nearest other.
+    """
+
+    held: Tensor
+    precise: Tensor
+    authentic: Tensor
+    nearest: Tensor
+    distance: Tensor
+    recalled: Tensor
+    covered: Tensor
+    radius: Tensor
+    density_radius: Tensor
+    generated_radius: Tensor
+    k: int
+    density_k: int
+
+    @property
+    def metrics(self) -> NeighbourMetrics:
+        """The figures: means of the samples' own."""
+        return NeighbourMetrics(
+            precision=_mean(self.precise),
+            recall=_mean(self.recalled),
+            density=_mean(self.held) / self.density_k,
+            coverage=_mean(self.covered),
+            authenticity=_mean(self.authentic),
+        )
+
+
+def _mean(counts: Tensor) -> float:
+    return int(counts.sum()) / len(counts)
 
 
 def neighbour_radii(
     features: Tensor, ks: tuple[int, ...] = (3,), *, max_bytes: int = MAX_BYTES, progress: Progress | None = None
 ) -> Tensor:
-    """Squared distance from each of ``(N, D)`` features to its k-th nearest other, ``(len(ks), N)``.
-
-    The arithmetic is in the features' dtype, float32 or float64.
-    """
-    _check("features", features, max(ks))
-    return _radii(features - features.mean(0), ks, max_bytes, progress)
+    """Squared distance from each of ``(N, D)`` features to its k-th nearest other, ``(len(ks), N)`` float64, exact."""
+    points = _points("features", features, max(ks))
+    return _radii(points, ks, max_bytes, progress, ALONE)[:, points.inverse]
 
 
 def neighbour_metrics(
@@ -50,104 +94,171 @@ def neighbour_metrics(
     *,
     k: int = 3,
     density_k: int = 5,
-    dtype: torch.dtype = torch.float64,
+    strict: bool = False,
     max_bytes: int = MAX_BYTES,
     progress: Progress | None = None,
+    processes: Processes = ALONE,
 ) -> NeighbourMetrics:
-    """Precision, recall, density and coverage of ``generated`` ``(M, D)`` against ``real`` ``(N, D)`` features.
+    """The figures of :func:`neighbour_details`, whose arguments these are."""
+    return neighbour_details(
+        real,
+        generated,
+        k=k,
+        density_k=density_k,
+        strict=strict,
+        max_bytes=max_bytes,
+        progress=progress,
+        processes=processes,
+    ).metrics
 
-    Balls are closed (``<=``), as in Kynkaanniemi et al.; ``k = 3`` is theirs and ``density_k = 5`` Naeem et al.'s.
-    Results depend neither on order nor on ``max_bytes``, the memory for blocks of distances. ``dtype`` float32 halves
-    the time at a relative error of about 1e-6 in the distances. Raises InputError where a set has no k-th neighbour.
+
+def neighbour_details(
+    real: Tensor,
+    generated: Tensor,
+    *,
+    k: int = 3,
+    density_k: int = 5,
+    strict: bool = False,
+    max_bytes: int = MAX_BYTES,
+    progress: Progress | None = None,
+    processes: Processes = ALONE,
+) -> NeighbourDetails:
+    """Precision, recall, density, coverage and authenticity of ``generated`` ``(M, D)`` against ``real`` ``(N, D)``.
+
+    Args:
+        k: whose ball decides precision and recall; 3 is Kynkaanniemi et al.'s.
+        density_k: whose ball decides density and coverage; 5 is Naeem et al.'s.
+        strict: balls without their surface, as in the ``prdc`` package and dgm-eval; by default they are closed, as in
+            Kynkaanniemi et al. Distances that differ from the radius by float64's rounding alone are on the surface.
+        max_bytes: memory for tiles of distances; beside them a float32 copy of both sets is held.
+        progress: called with the number of rows just done, of ``2 * N + M`` in all.
+        processes: those that share the work; all must call this with the same features.
+
+    The counts are exact, whatever the order, ``max_bytes`` and ``processes``. Features of half precision are taken as
+    float32, integers as float64.
+
+    Raises:
+        InputError: shapes that do not fit, NaN or infinite features, a set without a k-th neighbour.
     """
     check_number("k", k, at_least=1, integer=True)
     check_number("density_k", density_k, at_least=1, integer=True)
-    if dtype not in (torch.float32, torch.float64):
-        raise InputError(f"dtype: got {dtype}; allowed: torch.float32, torch.float64")
-    _check("real", real, max(k, density_k))
-    _check("generated", generated, k)
-    if real.shape[1] != generated.shape[1]:
-        raise InputError(f"generated: {generated.shape[1]} features a sample; real has {real.shape[1]}")
-    # Distances are taken as |a|^2 - 2ab + |b|^2, which loses digits far from the origin: bring it to the data.
-    centre = real.to(dtype).mean(0)
-    real, generated = real.to(dtype) - centre, generated.to(dtype) - centre
-    real_ball, density_ball = _closed(_radii(real, (k, density_k), max_bytes, progress), real)
-    generated_ball = _closed(_radii(generated, (k,), max_bytes, progress), generated)[0]
-
-    precise = torch.zeros(len(generated), dtype=torch.bool, device=real.device)
-    held = torch.zeros(len(generated), dtype=torch.int64, device=real.device)
-    recalled = covered = start = 0
-    for block in _blocks(real, generated, max_bytes):
-        rows = slice(start, start + len(block))
-        precise |= (block <= real_ball[rows, None]).any(0)
-        recalled += int((block <= generated_ball).any(1).sum())
-        dense = block <= density_ball[rows, None]
-        held += dense.sum(0)
-        covered += int(dense.any(1).sum())
-        start += len(block)
-        if progress:
-            progress(len(block))
-    return NeighbourMetrics(
-        precision=float(precise.double().mean()),
-        recall=recalled / len(real),
-        density=float(held.double().mean()) / density_k,
-        coverage=covered / len(real),
+    check_flag("strict", strict)
+    real_points, points = _points("real", real, max(k, density_k)), _points("generated", generated, k)
+    check_widths("generated", generated, "real", real)
+    work = (max_bytes, progress, processes)
+    radius, density_radius, apart = _radii(real_points, (k, density_k, 1), *work)
+    (generated_radius,) = _radii(points, (k,), *work)
+    crossing = _Crossing(real_points, points, (radius, density_radius, generated_radius), strict)
+    found = crossing.run(*work)
+    to_real, to_generated = real_points.inverse, points.inverse
+    nearest, distance = found["nearest"], found["distance"]
+    return NeighbourDetails(
+        held=found["held"][to_generated],
+        precise=found["precise"][to_generated],
+        authentic=(distance > apart[nearest] * (1 + rounding(real.shape[1])))[to_generated],
+        nearest=real_points.first[nearest][to_generated],
+        distance=distance.sqrt()[to_generated],
+        recalled=found["recalled"][to_real],
+        covered=found["covered"][to_real],
+        radius=radius.sqrt()[to_real],
+        density_radius=density_radius.sqrt()[to_real],
+        generated_radius=generated_radius.sqrt()[to_generated],
+        k=k,
+        density_k=density_k,
     )
 
 
-def _radii(features: Tensor, ks: tuple[int, ...], max_bytes: int, progress: Progress | None) -> Tensor:
-    """Each distance is computed once and counts for both its ends: a block's columns begin where its rows do."""
-    nearest = features.new_full((len(features), max(ks)), torch.inf)
-    start = 0
-    for block in _blocks(features, features, max_bytes, upper=True):
-        stop = start + len(block)
-        block.diagonal().fill_(torch.inf)  # a sample is not its own neighbour; its duplicates are
-        nearest[start:stop] = _smallest(nearest[start:stop], block)
-        if stop < len(features):
-            nearest[stop:] = _smallest(nearest[stop:], block[:, stop - start :].T)
-        if progress:
-            progress(stop - start)
-        start = stop
-    return nearest[:, [k - 1 for k in ks]].T
+def _points(name: str, features: Tensor, k: int) -> Points:
+    return Points.of(name, features, k + 1, neighbours=k)
 
 
-def _smallest(nearest: Tensor, block: Tensor) -> Tensor:
-    """The smallest of each row of ``nearest`` and ``block`` together, ascending, as many as ``nearest`` has."""
-    count = nearest.shape[1]
-    found = block.topk(min(count, block.shape[1]), dim=1, largest=False).values
-    return torch.cat([nearest, found], dim=1).topk(count, dim=1, largest=False).values
+def _radii(
+    points: Points, ks: tuple[int, ...], max_bytes: int, progress: Progress | None, processes: Processes
+) -> Tensor:
+    """Squared radii ``(len(ks), U)`` of distinct points."""
+    return self_distances(points, max(ks), max_bytes, progress, processes)[:, [k - 1 for k in ks]].T
 
 
-def _closed(radii: Tensor, centres: Tensor) -> Tensor:
-    """Squared radii widened by rounding, so that a point on the edge is inside however its distance was computed."""
-    norms = centres.square().sum(1)
-    return radii + _rounding(centres) * (norms + (norms.sqrt() + radii.sqrt()).square())
+class _Crossing:
+    """Which generated points lie in which real balls and the other way round; all on distinct points."""
+
+    def __init__(self, real: Points, generated: Points, radii: tuple[Tensor, Tensor, Tensor], strict: bool) -> None:
+        self.real, self.generated, self.strict = real, generated, strict
+        self.frame = Frame.around(real, generated)
+        self.quick = Tiles(real.values, generated.values, self.frame, torch.float32)
+        edge = rounding(real.values.shape[1])
+        within = self.frame.scale**2 * (1 - edge if strict else 1 + edge)
+        self.radius, self.density_radius, self.generated_radius = (r * within for r in radii)
+        # Beyond these in quick distances, less the other end's slack, a pair lies in no ball of interest.
+        self.row_reach = torch.maximum(self.radius, self.density_radius) + self.quick.row_slack
+        self.column_reach = self.generated_radius + self.quick.column_slack
+        device = real.values.device
+        self.held = torch.zeros(len(generated), dtype=torch.int64, device=device)
+        self.precise, self.recalled, self.covered = (
+            torch.zeros(len(points), dtype=torch.bool, device=device) for points in (generated, real, real)
+        )
+
+    def run(self, max_bytes: int, progress: Progress | None, processes: Processes) -> dict[str, Tensor]:
+        real, generated = self.real, self.generated
+        closest = Closest(len(generated), 1, torch.float32, real.values.device)
+        for rows, parts in tiles(len(real), len(generated), max_bytes, processes=processes):
+            for columns in parts:
+                tile = self.quick.tile(rows, columns)
+                closest.offer(columns.start, tile.T, rows.start)
+                self._count(tile, rows, columns)
+            if progress:
+                progress(int(real.weights[rows].sum()))
+        closest.merge(processes)
+        distance, nearest = closest.settle(generated.values, real.values, self.quick.swapped(), max_bytes)
+        return {
+            "held": _over(processes, self.held),
+            "precise": _over(processes, self.precise) > 0,
+            "recalled": _over(processes, self.recalled) > 0,
+            "covered": _over(processes, self.covered) > 0,
+            "nearest": nearest[:, 0],
+            "distance": distance[:, 0],
+        }
+
+    def _count(self, tile: Tensor, rows: slice, columns: slice) -> None:
+        """Add what a tile of quick distances decides, after exact distances have where it does not."""
+        row_slack, column_slack = self.quick.row_slack[rows], self.quick.column_slack[columns]
+        row_reach = _up(self.row_reach[rows] + column_slack.max())
+        column_reach = _up(self.column_reach[columns] + row_slack.max())
+        near = (tile <= row_reach[:, None]).logical_or_(tile <= column_reach)
+        found = int(near.count_nonzero())
+        if not found:
+            return
+        # What is found takes a hundred bytes a pair: where nearly all is, it is taken in parts.
+        height = len(near) if 16 * found < near.numel() else max(1, len(near) // 16)
+        for start in range(0, len(near), height):
+            i, j = near[start : start + height].nonzero(as_tuple=True)
+            i += start
+            value = tile[i, j].to(torch.float64)
+            slack = row_slack[i] + column_slack[j]
+            self._decide(value, slack, i + rows.start, j + columns.start)
+
+    def _decide(self, value: Tensor, slack: Tensor, i: Tensor, j: Tensor) -> None:
+        thresholds = (self.radius[i], self.density_radius[i], self.generated_radius[j])
+        unsure = torch.zeros_like(value, dtype=torch.bool)
+        for threshold in thresholds:
+            unsure |= (value - threshold).abs() <= slack
+        (where,) = unsure.nonzero(as_tuple=True)
+        value[where] = self.frame.scale**2 * exact_distances(
+            self.real.values, self.generated.values, i[where], j[where]
+        )
+        precise, dense, recalled = (value < t if self.strict else value <= t for t in thresholds)
+        self.precise[j[precise]] = True
+        self.recalled[i[recalled]] = True
+        self.covered[i[dense]] = True
+        self.held.index_add_(0, j[dense], self.real.weights[i[dense]])
 
 
-def _blocks(rows: Tensor, columns: Tensor, max_bytes: int, upper: bool = False) -> Iterator[Tensor]:
-    """Squared distances from successive blocks of ``rows`` to all ``columns``, each ``(block, len(columns))``.
-
-    With ``upper``, rows and columns being the same, to the columns from the block's first row on.
-    """
-    # A block, its norms and the comparisons' masks: three times a block's own size bounds them.
-    height = max(1, max_bytes // (3 * len(columns) * rows.element_size()))
-    row_norms, column_norms = rows.square().sum(1, keepdim=True), columns.square().sum(1)
-    for start in range(0, len(rows), height):
-        first = start if upper else 0
-        norms = row_norms[start : start + height] + column_norms[first:]
-        block = torch.addmm(norms, rows[start : start + height], columns[first:].T, alpha=-2)
-        yield block.mul_(block > norms.mul_(_rounding(rows)))  # duplicates are at distance zero exactly
+def _over(processes: Processes, counts: Tensor) -> Tensor:
+    """The sum over processes, int64."""
+    every = processes.gather_rows(counts[None].to(torch.int64))
+    return every.sum(0).to(counts.device)
 
 
-def _rounding(features: Tensor) -> float:
-    """The share of ``|a|^2 + |b|^2`` below which a squared distance is rounding."""
-    return 4 * features.shape[1] ** 0.5 * torch.finfo(features.dtype).eps
-
-
-def _check(name: str, features: Tensor, k: int) -> None:
-    if features.ndim != 2:
-        raise InputError(f"{name}: got shape {tuple(features.shape)}; allowed: (N, D)")
-    if len(features) < k + 1:
-        raise InputError(f"{name}: {len(features)} samples; at least {k + 1} are needed for {k} nearest neighbours")
-    if not torch.isfinite(features).all():
-        raise InputError(f"{name}: some features are NaN or infinite")
+def _up(bound: Tensor) -> Tensor:
+    """A float64 bound in float32, rounded up."""
+    return torch.nextafter(bound.to(torch.float32), torch.full((), torch.inf))

@@ -1,0 +1,237 @@
+"""Squared Euclidean distances between many points: quick in float32 within a proved bound, exact where it matters.
+
+The exact distance of a pair is the sum of squared differences in float64, in one order for every pair, so it depends on
+the two points alone. The quick one is ``|a|^2 - 2ab + |b|^2`` of centred points, by matrix products in tiles; how far
+it may be from the exact one follows from the standard bound for inner products in any order of summation (Higham 2002,
+section 3.1). Whoever decides something takes the quick distance where the bound leaves no doubt, and the exact one
+elsewhere: the decisions are those of exact distances, at the speed of float32.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genflow.errors import InputError
+from genflow.processes import Processes
+
+__all__ = ["ALONE", "MAX_BYTES", "Frame", "Points", "Tiles", "exact_distances", "rounding", "tiles"]
+
+MAX_BYTES = 64 * 2**20
+"""Memory for blocks of distances, by default."""
+
+ALONE = Processes()
+"""This process does all."""
+
+LARGEST = 1e150
+"""Squares of features beyond this do not fit into float64."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """The distinct rows of ``(N, D)`` features, in order of first appearance: equal rows need one computation.
+
+    ``values`` ``(U, D)`` float32 or float64; ``weights`` ``(U,)`` how often each came; ``first`` ``(U,)`` where first;
+    ``inverse`` ``(N,)`` which of them each row is.
+    """
+
+    values: Tensor
+    weights: Tensor
+    first: Tensor
+    inverse: Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @classmethod
+    def of(cls, name: str, features: Tensor, at_least: int, neighbours: int | None = None) -> "Points":
+        """Check ``features`` and find the distinct rows. Raises InputError that starts with ``name``."""
+        features = features.detach()
+        if features.ndim != 2 or not features.shape[1]:
+            raise InputError(f"{name}: got shape {tuple(features.shape)}; allowed: (N, D), D >= 1")
+        if len(features) < at_least:
+            why = f" for {neighbours} nearest neighbours" if neighbours else ""
+            raise InputError(f"{name}: {len(features)} samples; at least {at_least} are needed{why}")
+        if not features.is_floating_point() or features.dtype == torch.float64:
+            features = features.to(torch.float64)
+        else:
+            features = features.to(torch.float32)
+        for part in features.split(4096):
+            if not torch.isfinite(part).all():
+                raise InputError(f"{name}: some features are NaN or infinite")
+            if part.abs().max() > LARGEST:
+                raise InputError(f"{name}: some features are beyond {LARGEST:g}; their squares do not fit")
+        inverse = _first_equal(features)
+        first, inverse, weights = inverse.unique(return_inverse=True, return_counts=True)
+        values = features if len(first) == len(features) else features[first]
+        return cls(values, weights, first, inverse)
+
+
+def _first_equal(features: Tensor) -> Tensor:
+    """For each row the index of the first row equal to it; rows are compared only where their hashes agree."""
+    generator = torch.Generator().manual_seed(0)
+    integer = torch.int32 if features.dtype == torch.float32 else torch.int64
+    factors = torch.randint(-(2**62), 2**62, features.shape[1:], generator=generator).mul_(2).add_(1)
+    factors = factors.to(features.device)
+    # Adding zero makes one of the two zeros; the sums wrap around, as hashes may.
+    hashes = torch.cat([((part + 0.0).view(integer) * factors).sum(1) for part in features.split(1024)])
+    ordered, order = hashes.sort(stable=True)
+    begins = torch.ones_like(ordered, dtype=torch.bool)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    leader = order[begins][begins.cumsum(0) - 1]  # the first row with this hash
+    suspects = (~begins).nonzero()[:, 0]
+    found = torch.arange(len(features), device=features.device)
+    for part in suspects.split(1024):
+        rows, leaders = order[part], leader[part]
+        same = (features[rows] == features[leaders]).all(1)
+        found[rows[same]] = leaders[same]
+    return found
+
+
+def exact_distances(first: Tensor, second: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """Squared distance of ``first[i]`` and ``second[j]`` for each of ``(P,)`` pairs, float64.
+
+    Chunks are of one size, the last being padded: a reduction's order may depend on the shape.
+    """
+    size = max(2, min(2**12, 2**18 // first.shape[1]))
+    found = torch.empty(len(i), dtype=torch.float64, device=first.device)
+    for start in range(0, len(i), size):
+        rows, columns = i[start : start + size], j[start : start + size]
+        count = len(rows)
+        if count < size:
+            rows, columns = (torch.cat([x, x[:1].expand(size - count)]) for x in (rows, columns))
+        difference = first.index_select(0, rows).to(torch.float64).sub_(second.index_select(0, columns))
+        found[start : start + count] = difference.square_().sum(1)[:count]
+    return found
+
+
+def rounding(dimensions: int) -> float:
+    """By how much, relatively, an exact distance may differ from the true one: D + 4 roundings of float64."""
+    return (dimensions + 4) * torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where quick distances are taken from, ``centre`` ``(D,)``, in units such that no centred point is longer than 1.
+
+    ``scale`` is a power of two: it changes no digit, and keeps squares within float32's range.
+    """
+
+    centre: Tensor
+    scale: float
+
+    @classmethod
+    def around(cls, centred_on: Points, *others: Points) -> "Frame":
+        """Centred on the first set's mean, wide enough for all."""
+        parts = centred_on.values.split(1024)
+        centre = sum(part.to(torch.float64).sum(0) for part in parts) / len(centred_on)
+        longest = max(
+            float((part.to(torch.float64) - centre).norm(dim=1).max())
+            for points in (centred_on, *others)
+            for part in points.values.split(1024)
+        )
+        return cls(centre, 2.0 ** -math.ceil(math.log2(longest)) if longest else 1.0)
+
+    def place(self, values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """``values`` ``(n, D)`` in this frame, rounded to ``dtype``, and their squared lengths in float64."""
+        placed = torch.empty(values.shape, dtype=dtype, device=values.device)
+        norms = torch.empty(len(values), dtype=torch.float64, device=values.device)
+        for start in range(0, len(values), 1024):
+            part = (values[start : start + 1024].to(torch.float64) - self.centre).mul_(self.scale)
+            norms[start : start + 1024] = part.square().sum(1)
+            placed[start : start + 1024] = part
+        return placed, norms
+
+
+class Tiles:
+    """Quick squared distances between two sets of points in a frame, tile by tile; all in the frame's units.
+
+    The exact distance of ``(i, j)``, times ``scale ** 2``, is within ``row_slack[i] + column_slack[j]`` of the quick
+    one. float32 copies are held whole; float64 ones are made for each tile.
+    """
+
+    def __init__(self, rows: Tensor, columns: Tensor, frame: Frame, dtype: torch.dtype, same: bool = False) -> None:
+        self.frame, self.dtype = frame, dtype
+        self._sources = (rows, columns)
+        self._placed = None
+        if dtype == torch.float32:
+            first = frame.place(rows, dtype)
+            second = first if same else frame.place(columns, dtype)
+            self._placed = (first[0], second[0])
+            norms = (first[1], second[1])
+        else:
+            norms = tuple(self._norms(values) for values in self._sources)
+        self._norms_of = norms
+        self.row_slack, self.column_slack = (_slack(n, rows.shape[1], dtype) for n in norms)
+
+    def _norms(self, values: Tensor) -> Tensor:
+        return torch.cat([self.frame.place(part, self.dtype)[1] for part in values.split(1024)])
+
+    def _side(self, side: int, where: slice) -> Tensor:
+        if self._placed is not None:
+            return self._placed[side][where]
+        return self.frame.place(self._sources[side][where], self.dtype)[0]
+
+    def tile(self, rows: slice, columns: slice) -> Tensor:
+        """``(rows, columns)`` quick distances; some may be a little below zero."""
+        row_norms, column_norms = self._norms_of[0][rows], self._norms_of[1][columns]
+        found = torch.add(row_norms.to(self.dtype)[:, None], column_norms.to(self.dtype))
+        with _full_precision():
+            return found.addmm_(self._side(0, rows), self._side(1, columns).T, alpha=-2)
+
+    def swapped(self) -> "Tiles":
+        """The same distances with rows for columns; shares the copies."""
+        other = copy.copy(self)
+        other._sources, other._norms_of = self._sources[::-1], self._norms_of[::-1]
+        other._placed = None if self._placed is None else self._placed[::-1]
+        other.row_slack, other.column_slack = self.column_slack, self.row_slack
+        return other
+
+
+def _slack(norms: Tensor, dimensions: int, dtype: torch.dtype) -> Tensor:
+    """A point's part in the bound. With unit roundoff u, in any order of summation, an inner product of D terms and
+    two addends errs by at most gamma = (D + 4) u / (1 - (D + 4) u) of the sum of absolute terms, here at most
+    ``2 (|a|^2 + |b|^2)``; rounding the points and their norms adds less than 8 u of the same.
+    """
+    info = torch.finfo(dtype)
+    terms = (dimensions + 4) * info.eps / 2
+    gamma = terms / (1 - terms) if terms < 0.5 else 1e9
+    share = 2 * gamma + 8 * info.eps + 4 * rounding(dimensions)
+    return norms * share + 16 * dimensions * info.tiny  # the last for products that underflow
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """float32 products in float32, whatever the caller allows elsewhere (TF32, bfloat16)."""
+    before = torch.get_float32_matmul_precision()
+    if before == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def tiles(
+    rows: int, columns: int, max_bytes: int, *, upper: bool = False, processes: Processes = ALONE
+) -> Iterator[tuple[slice, list[slice]]]:
+    """Slices of rows, each with the slices of columns to be done with it; with ``upper`` from the diagonal on.
+
+    Tiles are dealt out to the ``processes`` in turn; these are this one's.
+    """
+    height = max(8, min(1024, math.isqrt(max_bytes // 64)))  # a tile, its masks and what they find: 32 bytes an entry
+    width = 2 * height
+    number = 0
+    for start in range(0, rows, height):
+        mine = []
+        for left in range(start if upper else 0, columns, width):
+            if number % processes.count == processes.index:
+                mine.append(slice(left, min(left + width, columns)))
+            number += 1
+        yield slice(start, min(start + height, rows)), mine
