@@ -48,7 +48,8 @@ def open_source(source: str | Path, *, split: str = "test", class_names: Sequenc
         array, labels = read_idx_pair(file)
         return ArraySource(array, name, labels, FASHION_MNIST_CLASSES, class_names)
     raise InputError(
-        f"samples: {name!r} is neither a folder nor a file here, nor {_FASHION_MNIST}[:train|:test], nor a data set's id"
+        f"samples: {name!r} is neither a folder nor a file here, nor {_FASHION_MNIST}[:train|:test], nor a data set's "
+        "id"
     )
 
 
