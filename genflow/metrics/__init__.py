@@ -31,7 +31,7 @@ _WHERE = {
     "load_classifier": "classifier",
     "measure_straightness": "straightness",
     "magnitude_score": "image_statistics",
-    "nearest": "nearest",
+    "nearest": "neighbour_search",
     "neighbour_details": "neighbours",
     "neighbour_metrics": "neighbours",
     "neighbour_radii": "neighbours",

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from genflow.errors import check_flag, check_number
-from genflow.metrics.nearest import Closest, Progress, check_widths, self_distances
 from genflow.metrics.neighbour_blocks import ALONE, MAX_BYTES, Frame, Points, Tiles, exact_distances, rounding, tiles
+from genflow.metrics.neighbour_search import Closest, Progress, check_widths, self_distances
 from genflow.processes import Processes
 
 __all__ = ["NeighbourDetails", "NeighbourMetrics", "neighbour_details", "neighbour_metrics", "neighbour_radii"]
