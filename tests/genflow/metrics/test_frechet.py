@@ -12,9 +12,11 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from genflow.errors import InputError
 from genflow.metrics import (
     FeatureStatistics,
+    FrechetReference,
     frechet_distance,
     frechet_distance_from_features,
     frechet_distance_from_statistics,
+    frechet_report,
 )
 
 
@@ -107,6 +109,86 @@ def test_the_low_rank_form_is_the_full_one():
     assert frechet_distance_from_features(x, y) == pytest.approx(full, rel=1e-7)
 
 
+def rotation(dimensions: int, seed: int = 0) -> torch.Tensor:
+    return torch.linalg.qr(features(seed, dimensions, dimensions)).Q
+
+
+def rotated(values: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
+    """A covariance with these eigenvalues, symmetric to the last digit."""
+    covariance = (turn * values) @ turn.T
+    return (covariance + covariance.T) / 2
+
+
+SPECTRA = {
+    "well-conditioned": torch.linspace(1, 3, 48, dtype=torch.float64),
+    "condition 1e16": torch.logspace(0, -16, 48, dtype=torch.float64),
+    "half zero": torch.linspace(2, 1, 48, dtype=torch.float64) * (torch.arange(48) % 2),
+    "rank one": torch.eye(48, dtype=torch.float64)[0],
+    "zero": torch.zeros(48, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("second", SPECTRA)
+@pytest.mark.parametrize("first", SPECTRA)
+def test_commuting_covariances_have_the_closed_form(first, second):
+    """``sum (a_i - b_i)^2`` of the deviations, in rotated coordinates, whatever is singular, equal or nearly so."""
+    turn, mean = rotation(48), torch.zeros(48, dtype=torch.float64)
+    values1, values2 = SPECTRA[first], SPECTRA[second].flip(0)
+    expected = float((values1.sqrt() - values2.sqrt()).square().sum())
+    found = frechet_distance(mean, rotated(values1, turn), mean, rotated(values2, turn))
+    # a covariance in float64 knows eigenvalues to 1e-16 of the largest, and deviations to the root of that
+    assert found == pytest.approx(expected, rel=1e-7, abs=1e-13)
+    same = frechet_distance(mean, rotated(values1, turn), mean, rotated(values1, turn))
+    assert same <= 1e-12 * max(1.0, float(values1.sum()))
+
+
+def test_low_rank_orthogonal_supports_add_their_traces():
+    turn = rotation(40)
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) @ turn[:3]
+    y = torch.randn(100, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64) @ turn[3:8]
+    report = frechet_report(x, y)
+    shift = float((x.mean(0) - y.mean(0)).square().sum())
+    assert report.distance == pytest.approx(shift + float(x.var(0).sum() + y.var(0).sum()), rel=1e-7)
+    assert report.ranks == (3, 5)
+    assert report.mean_part == pytest.approx(shift, rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [12, 500])
+def test_nearly_equal_samples_keep_their_digits(count):
+    """The distance of x and (1 + e) x is e^2 tr S: twelve digits below the traces that it is the difference of."""
+    x = features(20, count, 30)
+    x = x - x.mean(0)
+    expected = 1e-10 * float(x.square().sum()) / (count - 1)
+    assert frechet_distance_from_features(x, (1 + 1e-5) * x) == pytest.approx(expected, rel=1e-3)
+
+
+def test_covariances_that_float32_rounded():
+    """Their smallest eigenvalues are noise of both signs, in some tools' files."""
+    x, y = features(21, 400, 60, rank=20), features(22, 300, 60)
+    exact = frechet_distance_from_features(x, y)
+    found = frechet_distance(x.mean(0), x.T.cov().float(), y.mean(0), y.T.cov().float())
+    assert found == pytest.approx(exact, rel=1e-4)
+
+
+def test_a_matrix_with_negative_eigenvalues_is_no_covariance():
+    indefinite = torch.tensor([[1.0, 2.0], [2.0, 1.0]])
+    with pytest.raises(InputError, match="covariance2: not a covariance: its eigenvalues go from -1"):
+        frechet_distance(torch.zeros(2), torch.eye(2), torch.zeros(2), indefinite)
+
+
+@pytest.mark.parametrize(("count", "dimensions"), [(300, 12), (60, 80), (25, 80)])
+def test_subsets_against_one_reference_are_what_each_gives_alone(count, dimensions):
+    real, generated = features(23, 200, dimensions), features(24, count, dimensions)
+    generator = torch.Generator().manual_seed(0)
+    for reference in (real, FeatureStatistics.from_features(real)):
+        distances = FrechetReference(reference, generated)
+        assert distances() == pytest.approx(frechet_distance_from_features(real, generated), rel=1e-9)
+        for size in (2, 20, count):
+            drawn = torch.randint(count, (size,), generator=generator)
+            alone = frechet_distance_from_features(real, generated[drawn])
+            assert distances(drawn) == pytest.approx(alone, rel=1e-7)  # repeats are null directions
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), count=st.integers(2, 40), other=st.integers(2, 40), dimensions=st.integers(1, 30))
 def test_symmetric_order_free_and_not_negative(seed, count, other, dimensions):
@@ -119,9 +201,9 @@ def test_symmetric_order_free_and_not_negative(seed, count, other, dimensions):
 
 def test_rotating_both_changes_nothing():
     x, y = features(8, 100, 10), features(9, 90, 10)
-    rotation = torch.linalg.qr(features(10, 10, 10)).Q
-    rotated = frechet_distance_from_features(x @ rotation, y @ rotation)
-    assert rotated == pytest.approx(frechet_distance_from_features(x, y), rel=1e-9)
+    turn = rotation(10, 10)
+    found = frechet_distance_from_features(x @ turn, y @ turn)
+    assert found == pytest.approx(frechet_distance_from_features(x, y), rel=1e-9)
 
 
 def test_float16_features_are_computed_in_float64():
