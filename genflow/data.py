@@ -198,22 +198,25 @@ def open_table(name: str, split: str) -> tuple[Any, str, str | None]:
     except ImportError:
         debian = ", or apt-get install dataset-fashion-mnist" if name == FASHION_MNIST_ID else ""
         raise InputError(
-            f"data.source: {name!r} is no file or folder here; to load it as a data set of the hub, "
+            f"{name!r} is no file or folder here; to load it as a data set of the hub, "
             f"pip install 'genflow[data]'{debian}"
         ) from None
     try:
         table = datasets.load_dataset(name, split=split)
     except Exception as error:
-        raise InputError(f"data.source: {name!r} cannot be loaded ({type(error).__name__}: {error})") from error
+        raise InputError(f"{name!r} cannot be loaded ({type(error).__name__}: {error})") from error
     image_column = next((k for k, f in table.features.items() if isinstance(f, datasets.Image)), None)
     label_column = next((k for k, f in table.features.items() if isinstance(f, datasets.ClassLabel)), None)
     if image_column is None:
-        raise InputError(f"data.source: {name!r} has no image column; its columns: {', '.join(table.features)}")
+        raise InputError(f"{name!r} has no image column; its columns: {', '.join(table.features)}")
     return table, image_column, label_column
 
 
 def _load_datasets(name: str, split: str) -> ImageData:
-    table, image_column, label_column = open_table(name, split)
+    try:
+        table, image_column, label_column = open_table(name, split)
+    except InputError as error:
+        raise InputError(f"data.source: {error}") from error
     images = _stack(((name, image) for image in table[image_column]), len(table))
     if label_column is None:
         return ImageData(images)

@@ -41,12 +41,10 @@ class ArraySource(Source):
         if array.ndim == 3:
             array = array[..., None]
         if 0 in array.shape:
-            raise InputError(f"samples: {name} holds no image: its shape is {array.shape}")
+            raise InputError(f"{name} holds no image: its shape is {array.shape}")
         if array.shape[3] > 4:
             hint = ", transpose it" if array.shape[1] <= 4 else ""
-            raise InputError(
-                f"samples: {name} has shape {array.shape}; allowed: (N, H, W) or (N, H, W, C), C 1 to 4{hint}"
-            )
+            raise InputError(f"{name} has shape {array.shape}; allowed: (N, H, W) or (N, H, W, C), C 1 to 4{hint}")
         self.array, self.name = array, name
         self.names = tuple(f"[{index}]" for index in range(len(array)))
         if labels is not None:

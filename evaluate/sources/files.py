@@ -30,7 +30,7 @@ class NamedFiles(EncodedSource):
 
     def __init__(self, name: str, paths: Sequence[str], class_names: Sequence[str] | None) -> None:
         if not paths:
-            raise InputError(f"samples: {name} holds no image")
+            raise InputError(f"{name} holds no image")
         self.name, self.names = name, tuple(paths)
         self._given_names = tuple(class_names) if class_names else None
 
