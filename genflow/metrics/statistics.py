@@ -13,6 +13,8 @@ from genflow.files import atomic_path
 
 __all__ = ["FeatureStatistics"]
 
+_ROWS = 8192  # at a time, so that float64 copies of large sets are not made
+
 
 class FeatureStatistics:
     """Count, mean and covariance of ``D``-dimensional feature vectors.
@@ -30,13 +32,17 @@ class FeatureStatistics:
         self.count: int | None = 0
         # one tensor, so that it can be sent to another process: the mean, a row for the count, the scatter matrix
         self._moments = torch.zeros(dimensions + 2, dimensions, dtype=torch.float64, device=device)
+        self._given: Tensor | None = None  # a covariance as it came, bit for bit, until more is folded in
 
     @classmethod
     def from_features(cls, features: Tensor) -> "FeatureStatistics":
         """Statistics of ``(N, D)`` features."""
         if features.ndim != 2:
             raise InputError(f"features: got shape {tuple(features.shape)}; allowed: (N, D)")
-        return cls(features.shape[1]).update(features)
+        statistics = cls(features.shape[1])
+        for part in features.split(_ROWS):
+            statistics.update(part)
+        return statistics
 
     @classmethod
     def from_moments(
@@ -44,7 +50,7 @@ class FeatureStatistics:
     ) -> "FeatureStatistics":
         """Statistics known by their mean ``(D,)`` and covariance ``(D, D)``, which divides by ``count - 1``.
 
-        Without a ``count`` it is unknown. Raises InputError on shapes that do not fit, NaN, a matrix that is not
+        Both are given back as they came, in float64. Without a ``count`` it is unknown. Raises InputError on shapes that do not fit, NaN, a matrix that is not
         symmetric or has negative variances, and a count below 2.
         """
         mean, covariance = (torch.as_tensor(value).detach().to("cpu", torch.float64) for value in (mean, covariance))
@@ -55,13 +61,14 @@ class FeatureStatistics:
         statistics.count = None if count is None else int(count)
         statistics._mean.copy_(mean)
         statistics._scatter.copy_(covariance).mul_(statistics._divisor)
+        statistics._given = covariance.clone()
         return statistics
 
     @classmethod
     def from_packed(cls, packed: Tensor) -> "FeatureStatistics":
         """Statistics over the storage of what :meth:`packed` returned; what is folded in changes it."""
         statistics = cls.__new__(cls)
-        statistics._moments = packed
+        statistics._moments, statistics._given = packed, None
         statistics.count = int(packed[1, 0])
         return statistics
 
@@ -88,7 +95,7 @@ class FeatureStatistics:
     def covariance(self) -> Tensor:
         """``(D, D)`` float64, symmetric, divided by ``count - 1``. Raises InputError below two samples."""
         self._need(2, moments=True)
-        return self._scatter / self._divisor
+        return self._scatter / self._divisor if self._given is None else self._given.clone()
 
     @property
     def _mean(self) -> Tensor:
@@ -130,6 +137,7 @@ class FeatureStatistics:
 
     def _shift(self, count: int, mean: Tensor) -> None:
         """Account for the mean of ``count`` more samples, whose own scatter is in already."""
+        self._given = None
         total = self.count + count
         shift = mean - self._mean
         self._scatter.addr_(shift, shift, alpha=self.count * count / total)
