@@ -36,13 +36,15 @@ class Points:
     """The distinct rows of ``(N, D)`` features, in order of first appearance: equal rows need one computation.
 
     ``values`` ``(U, D)`` float32 or float64; ``weights`` ``(U,)`` how often each came; ``first`` ``(U,)`` where first;
-    ``inverse`` ``(N,)`` which of them each row is.
+    ``inverse`` ``(N,)`` which of them each row is; ``centre`` ``(D,)`` float64, the rows' mean; ``largest`` entry.
     """
 
     values: Tensor
     weights: Tensor
     first: Tensor
     inverse: Tensor
+    centre: Tensor
+    largest: float
 
     def __len__(self) -> int:
         return len(self.values)
@@ -56,29 +58,34 @@ class Points:
         if len(features) < at_least:
             why = f" for {neighbours} nearest neighbours" if neighbours else ""
             raise InputError(f"{name}: {len(features)} samples; at least {at_least} are needed{why}")
-        if not features.is_floating_point() or features.dtype == torch.float64:
-            features = features.to(torch.float64)
-        else:
-            features = features.to(torch.float32)
-        for part in features.split(4096):
-            if not torch.isfinite(part).all():
+        half = features.is_floating_point() and features.dtype != torch.float64
+        features = features.to(torch.float32 if half else torch.float64)
+        generator = torch.Generator().manual_seed(0)
+        factors = torch.rand(features.shape[1], generator=generator, dtype=torch.float64).to(features.device) + 1
+        largest, total, hashes = 0.0, torch.zeros_like(factors), []
+        for part in features.split(cached_rows(features)):
+            low, high = (float(bound) for bound in part.aminmax())
+            if not math.isfinite(low + high):
                 raise InputError(f"{name}: some features are NaN or infinite")
-            if part.abs().max() > LARGEST:
-                raise InputError(f"{name}: some features are beyond {LARGEST:g}; their squares do not fit")
-        inverse = _first_equal(features)
+            largest = max(largest, -low, high)
+            double = part.to(torch.float64)
+            total += double.sum(0)
+            hashes.append((double * factors).sum(1))
+        if largest > LARGEST:
+            raise InputError(f"{name}: some features are beyond {LARGEST:g}; their squares do not fit")
+        inverse = _first_equal(features, torch.cat(hashes))
         first, inverse, weights = inverse.unique(return_inverse=True, return_counts=True)
         values = features if len(first) == len(features) else features[first]
-        return cls(values, weights, first, inverse)
+        return cls(values, weights, first, inverse, total / len(features), largest)
 
 
-def _first_equal(features: Tensor) -> Tensor:
+def cached_rows(features: Tensor) -> int:
+    """So many rows in float64 stay in a core's cache from one operation to the next; a GPU takes more at once."""
+    return max(1, 2 ** (16 if features.device.type == "cpu" else 24) // features.shape[1])
+
+
+def _first_equal(features: Tensor, hashes: Tensor) -> Tensor:
     """For each row the index of the first row equal to it; rows are compared only where their hashes agree."""
-    generator = torch.Generator().manual_seed(0)
-    integer = torch.int32 if features.dtype == torch.float32 else torch.int64
-    factors = torch.randint(-(2**62), 2**62, features.shape[1:], generator=generator).mul_(2).add_(1)
-    factors = factors.to(features.device)
-    # Adding zero makes one of the two zeros; the sums wrap around, as hashes may.
-    hashes = torch.cat([((part + 0.0).view(integer) * factors).sum(1) for part in features.split(1024)])
     ordered, order = hashes.sort(stable=True)
     begins = torch.ones_like(ordered, dtype=torch.bool)
     begins[1:] = ordered[1:] != ordered[:-1]
@@ -127,23 +134,19 @@ class Frame:
     @classmethod
     def around(cls, centred_on: Points, *others: Points) -> "Frame":
         """Centred on the first set's mean, wide enough for all."""
-        parts = centred_on.values.split(1024)
-        centre = sum(part.to(torch.float64).sum(0) for part in parts) / len(centred_on)
-        longest = max(
-            float((part.to(torch.float64) - centre).norm(dim=1).max())
-            for points in (centred_on, *others)
-            for part in points.values.split(1024)
-        )
-        return cls(centre, 2.0 ** -math.ceil(math.log2(longest)) if longest else 1.0)
+        largest = max(points.largest for points in (centred_on, *others))
+        longest = 2 * largest * centred_on.values.shape[1] ** 0.5
+        return cls(centred_on.centre, 2.0 ** -math.ceil(math.log2(longest)) if longest else 1.0)
 
     def place(self, values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """``values`` ``(n, D)`` in this frame, rounded to ``dtype``, and their squared lengths in float64."""
         placed = torch.empty(values.shape, dtype=dtype, device=values.device)
         norms = torch.empty(len(values), dtype=torch.float64, device=values.device)
-        for start in range(0, len(values), 1024):
-            part = (values[start : start + 1024].to(torch.float64) - self.centre).mul_(self.scale)
-            norms[start : start + 1024] = part.square().sum(1)
-            placed[start : start + 1024] = part
+        step = cached_rows(values)
+        for start in range(0, len(values), step):
+            part = (values[start : start + step].to(torch.float64) - self.centre).mul_(self.scale)
+            placed[start : start + step] = part
+            norms[start : start + step] = part.square_().sum(1)
         return placed, norms
 
 

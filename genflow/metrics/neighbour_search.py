@@ -96,16 +96,15 @@ def cross_distances(
 
 
 def self_distances(
-    points: Points, count: int, max_bytes: int, progress: Progress | None, processes: Processes
+    points: Points, ranks: tuple[int, ...], max_bytes: int, progress: Progress | None, processes: Processes
 ) -> Tensor:
-    """Exact squared distances ``(len(points), count)`` to the nearest other rows, copies of the point among them.
+    """Exact squared distances ``(len(ranks), len(points))`` to the other rows that are nearest, second nearest...
 
-    Each product is computed once and counts for both its ends.
+    Copies of the point are among them. Each product is computed once and counts for both its ends.
     """
-    frame = Frame.around(points)
     device = points.values.device
-    closest = Closest(len(points), count, torch.float32, device)
-    block = Tiles(points.values, points.values, frame, torch.float32, same=True)
+    closest = Closest(len(points), max(ranks), torch.float32, device)
+    block = Tiles(points.values, points.values, Frame.around(points), torch.float32, same=True)
     for rows, columns in tiles(len(points), len(points), max_bytes, upper=True, processes=processes):
         for part in columns:
             tile = block.tile(rows, part)
@@ -119,14 +118,16 @@ def self_distances(
             progress(int(points.weights[rows].sum()))
     closest.merge(processes)
     own = torch.arange(len(points), device=device)
-    q, found = closest.settle(points.values, points.values, block, max_bytes, own=own)
+    copies = int(points.weights.max()) > 1
+    q, found = closest.settle(points.values, points.values, block, max_bytes, own=own, ranks=None if copies else ranks)
+    if not copies:
+        return q[:, [rank - 1 for rank in ranks]].T
     # A point's copies are at distance zero; each neighbour counts as often as it came.
     q = torch.cat([q.new_zeros(len(q), 1), q], dim=1)
     weights = torch.cat([points.weights[:, None] - 1, points.weights[found.clamp(min=0)]], dim=1)
     reached = torch.where(torch.isfinite(q), weights, 0).cumsum(1)
-    wanted = torch.arange(1, count + 1, device=device)
-    place = torch.searchsorted(reached, wanted.expand(len(q), -1).contiguous())
-    return q.gather(1, place)
+    place = torch.searchsorted(reached, torch.tensor(ranks, device=device).expand(len(q), -1).contiguous())
+    return q.gather(1, place).T
 
 
 class Closest:
@@ -197,21 +198,34 @@ class Closest:
                 self._join(self.values, self.indices, values[number], indices[number])
 
     def settle(
-        self, asked: Tensor, known: Tensor, block: Tiles, max_bytes: int, *, own: Tensor | None = None
+        self,
+        asked: Tensor,
+        known: Tensor,
+        block: Tiles,
+        max_bytes: int,
+        *,
+        own: Tensor | None = None,
+        ranks: tuple[int, ...] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Exact squared distances and indices ``(queries, count)`` of the nearest, ordered by both.
 
         ``asked`` and ``known`` are the points whose quick distances ``block`` gave; ``own`` ``(queries,)`` the index in
-        ``known`` that is the query itself and does not count.
+        ``known`` that is the query itself and does not count. Where only certain ``ranks`` (from 1) are wanted, the
+        distances at others may be quick ones.
         """
         absent = torch.isinf(self.values)
         quick = self.values.to(torch.float64)
         slack = block.row_slack[:, None] + block.column_slack[self.indices.clamp(min=0)]
-        last = (quick + slack).topk(self.count, dim=1, largest=False).values.amax(1)  # the count-th is no farther
+        lower, upper = quick - slack, quick + slack
+        least, most = lower.sort(dim=1).values, upper.sort(dim=1).values
+        last = most[:, self.count - 1]
         unsure = ~absent[:, -1] & (quick[:, -1] - block.row_slack - block.column_slack.max() <= last)
-        needed = (quick - slack <= last[:, None]) & ~absent & ~unsure[:, None]
+        needed = torch.zeros_like(absent)
+        for rank in ranks or range(1, self.count + 1):  # those that may have this rank
+            needed |= (lower <= most[:, rank - 1, None]) & (upper >= least[:, rank - 1, None])
+        needed &= ~(absent | unsure[:, None])
         query, place = needed.nonzero(as_tuple=True)
-        q = torch.full_like(quick, torch.inf)
+        q = quick / block.frame.scale**2
         q[query, place] = exact_distances(asked, known, query, self.indices[query, place])
         q, found = (part[:, : self.count].clone() for part in _by_distance_and_index(q, self.indices))
         if unsure.any():

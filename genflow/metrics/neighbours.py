@@ -85,7 +85,7 @@ def neighbour_radii(
 ) -> Tensor:
     """Squared distance from each of ``(N, D)`` features to its k-th nearest other, ``(len(ks), N)`` float64, exact."""
     points = _points("features", features, max(ks))
-    return _radii(points, ks, max_bytes, progress, ALONE)[:, points.inverse]
+    return self_distances(points, ks, max_bytes, progress, ALONE)[:, points.inverse]
 
 
 def neighbour_metrics(
@@ -146,8 +146,8 @@ def neighbour_details(
     real_points, points = _points("real", real, max(k, density_k)), _points("generated", generated, k)
     check_widths("generated", generated, "real", real)
     work = (max_bytes, progress, processes)
-    radius, density_radius, apart = _radii(real_points, (k, density_k, 1), *work)
-    (generated_radius,) = _radii(points, (k,), *work)
+    radius, density_radius, apart = self_distances(real_points, (k, density_k, 1), *work)
+    (generated_radius,) = self_distances(points, (k,), *work)
     crossing = _Crossing(real_points, points, (radius, density_radius, generated_radius), strict)
     found = crossing.run(*work)
     to_real, to_generated = real_points.inverse, points.inverse
@@ -170,13 +170,6 @@ def neighbour_details(
 
 def _points(name: str, features: Tensor, k: int) -> Points:
     return Points.of(name, features, k + 1, neighbours=k)
-
-
-def _radii(
-    points: Points, ks: tuple[int, ...], max_bytes: int, progress: Progress | None, processes: Processes
-) -> Tensor:
-    """Squared radii ``(len(ks), U)`` of distinct points."""
-    return self_distances(points, max(ks), max_bytes, progress, processes)[:, [k - 1 for k in ks]].T
 
 
 class _Crossing:

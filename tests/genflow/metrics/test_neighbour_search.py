@@ -113,7 +113,7 @@ def test_distinct_rows():
 
 
 def test_rows_whose_hashes_agree_are_compared(monkeypatch):
-    monkeypatch.setattr(torch, "randint", lambda low, high, size, generator: torch.zeros(*size, dtype=torch.int64))
+    monkeypatch.setattr(torch, "rand", lambda size, generator, dtype: torch.zeros(size, dtype=dtype))
     x = torch.tensor([[1.0, 2.0], [2.0, 1.0], [1.0, 2.0]])  # with equal factors these have one hash
     assert neighbour_blocks.Points.of("x", x, 1).inverse.tolist() == [0, 1, 0]
 
