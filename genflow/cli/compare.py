@@ -132,11 +132,12 @@ def compare(
     check_output_folder("--out", out)
 
     warnings.filterwarnings("ignore", category=FutureWarning)
-    from genflow.cli import comparison, loading
+    from genflow.cli import comparison
     from genflow.cli.sheet import SheetRow, draw_sheet
     from genflow.images import save_png
+    from genflow.pipelines.opening import quiet
 
-    loading.quiet()
+    quiet()
     wanted = comparison.Comparison(
         model,
         guidance_scale=guidance_scale,

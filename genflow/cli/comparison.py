@@ -22,10 +22,8 @@ from torch import Tensor
 
 from genflow import __version__
 from genflow.cli.engine import check_prompts, class_labels
-from genflow.cli.loading import choose_device, choose_dtype, load_pipeline
 from genflow.cli.parsing import format_seeds
-from genflow.cli.plan import Job, Request, Settings, jobs
-from genflow.cli.runners import Runner, make_runner
+from genflow.cli.plan import Job, jobs
 from genflow.errors import InputError, NonFiniteError, check_number
 from genflow.evaluate.cache import cached_tensors
 from genflow.evaluate.reference import Reference, load_reference
@@ -44,6 +42,10 @@ from genflow.metrics import (
 )
 from genflow.options import Entry
 from genflow.pipelines import locate
+from genflow.pipelines.opening import choose_dtype, load_pipeline
+from genflow.pipelines.request import Request, Settings
+from genflow.pipelines.runners import Runner, make_runner
+from genflow.processes import choose_device
 from genflow.schedulers import count_evaluations, steps_within
 
 __all__ = ["Cell", "Comparison", "Listener", "Outcome", "compare"]

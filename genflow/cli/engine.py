@@ -13,14 +13,16 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from genflow.cli.loading import choose_device, choose_dtype, load_pipeline
 from genflow.cli.parsing import format_seeds, parse_classes
-from genflow.cli.plan import Job, Pending, Request, batches, jobs, pending, share_of
-from genflow.cli.runners import Runner, make_runner
+from genflow.cli.plan import Job, Pending, batches, jobs, pending, share_of
 from genflow.errors import InputError, check_number
 from genflow.files import output_folder
 from genflow.images import GRID_NAME, grid, save_png
 from genflow.pipelines import locate
+from genflow.pipelines.opening import choose_dtype, load_pipeline
+from genflow.pipelines.request import Request
+from genflow.pipelines.runners import Runner, make_runner
+from genflow.processes import choose_device
 
 __all__ = ["Listener", "Result", "check_prompts", "class_labels", "generate"]
 

@@ -66,8 +66,8 @@ def f_distill(
       accelerate launch --num_processes 4 -m genflow distill f-distill fashion-mnist
     """
     warnings.filterwarnings("ignore", category=FutureWarning)
-    from genflow.cli.loading import quiet
     from genflow.distillation import f_distill as run
+    from genflow.pipelines.opening import quiet
 
     quiet()
     named = {"divergence": divergence, "steps": steps}

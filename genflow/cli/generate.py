@@ -159,9 +159,12 @@ def generate(
         check_output_folder("--out", out)  # before the imports below, which take seconds
 
     warnings.filterwarnings("ignore", category=FutureWarning)  # diffusers' notes to developers, not to a user
-    from genflow.cli import engine, loading
-    from genflow.cli.plan import Request, override, request_like
+    from genflow.cli import engine
+    from genflow.cli.loading import launched
+    from genflow.cli.plan import override, request_like
     from genflow.cli.report import GenerateReport
+    from genflow.pipelines.opening import quiet
+    from genflow.pipelines.request import Request
 
     prompts = prompt or []
     expected_hash = None
@@ -175,11 +178,11 @@ def generate(
         out = out or Path("again")
     else:
         request = Request(_DEFAULT_MODEL)
-    loading.quiet()
+    quiet()
     request = override(request, **given)
     out = out or Path("out")
 
-    process, barrier = loading.launched(device)
+    process, barrier = launched(device)
     with GenerateReport(json_lines, quiet=process[0] > 0) as report:
         result = engine.generate(
             request,

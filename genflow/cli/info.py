@@ -44,7 +44,7 @@ def _processor() -> dict[str, Any]:
 def _device() -> dict[str, Any]:
     import torch
 
-    from genflow.cli.loading import choose_device
+    from genflow.processes import choose_device
 
     device = choose_device("auto")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU used"
@@ -52,8 +52,9 @@ def _device() -> dict[str, Any]:
 
 
 def _dtype() -> dict[str, Any]:
-    from genflow.cli.loading import choose_device, choose_dtype
+    from genflow.pipelines.opening import choose_dtype
     from genflow.precision import probe
+    from genflow.processes import choose_device
 
     training = probe(choose_device("auto").type)
     return {

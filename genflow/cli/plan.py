@@ -1,21 +1,18 @@
-"""What is to be made: requests, the settings they come to, one job per seed, and what is there already."""
+"""What is to be made: one job per seed, and what is there already."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from genflow import __version__
 from genflow.errors import InputError
 from genflow.images import read_metadata
+from genflow.pipelines.request import Draw, Request, Settings, draws
 
 __all__ = [
     "Job",
     "Pending",
-    "Request",
-    "Settings",
     "batches",
     "differences",
     "jobs",
@@ -30,53 +27,9 @@ _INCIDENTAL = {"class_name", "model", "version"}
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a person asked for; None means the model's own default."""
+class Job(Draw):
+    """One image to be made, with its place and the record that it carries."""
 
-    model: str
-    scheduler: str | None = None
-    scheduler_options: dict[str, Any] = field(default_factory=dict)
-    steps: int | None = None
-    guidance: str | None = None
-    guidance_scale: float | None = None
-    guidance_options: dict[str, Any] = field(default_factory=dict)
-    pipeline_options: dict[str, Any] = field(default_factory=dict)
-    dtype: str = "auto"
-    exact: bool = False
-
-
-@dataclass(frozen=True)
-class Settings:
-    """A request with every default filled in: all that decides an image beside its seed, class and prompt."""
-
-    model: str
-    model_hash: str
-    scheduler: str
-    scheduler_options: dict[str, Any]
-    steps: int
-    guidance: str | None
-    guidance_scale: float | None
-    guidance_options: dict[str, Any]
-    pipeline_options: dict[str, Any]
-    dtype: str
-    exact: bool
-
-    def record(self, seed: int, label: int | None, class_name: str | None, prompt: str | None) -> dict[str, Any]:
-        """The JSON record that an image carries, from which it can be made again."""
-        record = {item.name: getattr(self, item.name) for item in fields(self)}
-        record |= {"seed": seed, "class": label, "class_name": class_name, "version": __version__}
-        if prompt is not None:
-            record["prompt"] = prompt
-        return json.loads(json.dumps(record, allow_nan=False))  # as a reader will see it: lists, not tuples
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image to be made."""
-
-    seed: int
-    label: int | None
-    prompt: str | None
     path: Path
     record: dict[str, Any]
 
@@ -98,13 +51,12 @@ def jobs(
     class_names: Mapping[int, str | None] | None = None,
     prompts: Sequence[str] | None = None,
 ) -> list[Job]:
-    """One job per seed; classes and prompts go by the seed, in turn, so that an image depends on its seed alone."""
+    """One job per seed, see :func:`genflow.pipelines.request.draws`."""
     made = []
-    for seed in seeds:
-        label = labels[seed % len(labels)] if labels else None
-        prompt = prompts[seed % len(prompts)] if prompts else None
-        name = class_names.get(label) if class_names and label is not None else None
-        made.append(Job(seed, label, prompt, out / f"{seed:06d}.png", settings.record(seed, label, name, prompt)))
+    for draw in draws(seeds, labels, prompts):
+        name = class_names.get(draw.label) if class_names and draw.label is not None else None
+        record = settings.record(draw.seed, draw.label, name, draw.prompt)
+        made.append(Job(draw.seed, draw.label, draw.prompt, out / f"{draw.seed:06d}.png", record))
     return made
 
 

@@ -57,8 +57,8 @@ def reflow(
       accelerate launch --num_processes 4 -m genflow distill reflow DIR --out r
     """
     warnings.filterwarnings("ignore", category=FutureWarning)
-    from genflow.cli.loading import quiet
     from genflow.distillation import reflow as run
+    from genflow.pipelines.opening import quiet
 
     quiet()
     folder = run(

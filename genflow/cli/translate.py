@@ -85,12 +85,13 @@ def translate(
     check_output_folder("--out", out)  # before the imports below, which take seconds
 
     warnings.filterwarnings("ignore", category=FutureWarning)  # diffusers' notes to developers, not to a user
-    from genflow.cli import loading
+    from genflow.cli.loading import launched
     from genflow.cli.report import GenerateReport
     from genflow.cli.translation import TranslationRequest
     from genflow.cli.translation import translate as run
+    from genflow.pipelines.opening import quiet
 
-    loading.quiet()
+    quiet()
     request = TranslationRequest(
         model=model,
         source=source,
@@ -105,7 +106,7 @@ def translate(
         skip_bad=skip_bad,
         dtype=dtype,
     )
-    process, barrier = loading.launched(device)
+    process, barrier = launched(device)
     with GenerateReport(json_lines, quiet=process[0] > 0) as report:
         result = run(
             request,

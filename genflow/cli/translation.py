@@ -15,16 +15,17 @@ from torch import Tensor
 
 from genflow import __version__
 from genflow.cli.engine import Listener, Result
-from genflow.cli.loading import choose_device, choose_dtype, load_pipeline
 from genflow.cli.plan import pending, share_of
-from genflow.cli.runners import batch_for
 from genflow.data import ImageData, load_images
 from genflow.errors import InputError, check_number
 from genflow.files import fingerprint, output_folder
 from genflow.images import GRID_NAME, grid, save_png, to_pil
 from genflow.pipelines import TranslationPipeline, locate
 from genflow.pipelines.arguments import image_tensor
+from genflow.pipelines.opening import choose_dtype, load_pipeline
+from genflow.pipelines.runners import batch_for
 from genflow.pipelines.translation import DIRECTIONS
+from genflow.processes import choose_device
 from genflow.training.batches import mixed_seed
 
 __all__ = ["Translation", "TranslationRequest", "translate"]

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genflow.cli.parsing import MAX_SEED, format_seeds, parse_classes, parse_options, parse_seeds
-from genflow.cli.runners import scheduler_name
 from genflow.errors import InputError
+from genflow.pipelines.runners import scheduler_name
 from genflow.schedulers import SCHEDULERS, create_scheduler
 
 NAMES = {"t-shirt": 0, "Trouser": 1, "ankle-boot": 2}

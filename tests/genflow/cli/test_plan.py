@@ -11,8 +11,6 @@ from PIL import Image
 
 from genflow.cli.plan import (
     Job,
-    Request,
-    Settings,
     batches,
     differences,
     jobs,
@@ -23,6 +21,7 @@ from genflow.cli.plan import (
 )
 from genflow.errors import InputError
 from genflow.images import save_png
+from genflow.pipelines.request import Request, Settings
 
 SETTINGS = Settings(
     model="m",

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from genflow.cli.plan import Job, Request, Settings
 from genflow.errors import InputError, NonFiniteError, check_choice, check_keys, check_number, nearest
 from genflow.files import fingerprint
 from genflow.guidance import GUIDANCES, check_guidable, create_guidance, guide
 from genflow.guidance.attach_layout import scale_argument
-from genflow.pipelines import ImagePipeline, TranslationPipeline
+from genflow.pipelines.image import ImagePipeline
+from genflow.pipelines.request import Draw, Request, Settings
+from genflow.pipelines.translation import TranslationPipeline
 from genflow.schedulers import SCHEDULERS, create_scheduler
 
 __all__ = ["DiffusersRunner", "ImageRunner", "Progress", "Runner", "batch_for", "make_runner", "scheduler_name"]
@@ -61,7 +62,7 @@ class Runner(ABC):
         """Guidance's name, scale and options, defaults filled in; all empty where the model has none."""
 
     @abstractmethod
-    def images(self, jobs: Sequence[Job], settings: Settings, progress: Progress) -> list[Image.Image]:
+    def images(self, jobs: Sequence[Draw], settings: Settings, progress: Progress) -> list[Image.Image]:
         """Make one image per job in one batch, each with a generator of its own seed."""
 
     @abstractmethod
@@ -115,7 +116,7 @@ class Runner(ABC):
         return request.pipeline_options
 
 
-def _generators(jobs: Sequence[Job]) -> list[torch.Generator]:
+def _generators(jobs: Sequence[Draw]) -> list[torch.Generator]:
     """A generator per image, on the host, so that a seed gives the same noise on every device."""
     return [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]
 
@@ -162,7 +163,7 @@ class ImageRunner(Runner):
         made = create_guidance(name, scale=check_number("--guidance-scale", scale), **options).to_config()
         return made.pop("name"), made.pop("scale"), made  # every option, in one spelling
 
-    def images(self, jobs: Sequence[Job], settings: Settings, progress: Progress) -> list[Image.Image]:
+    def images(self, jobs: Sequence[Draw], settings: Settings, progress: Progress) -> list[Image.Image]:
         arguments: dict[str, Any] = dict(settings.pipeline_options)
         if self.num_classes:
             arguments["class_labels"] = [job.label for job in jobs]
@@ -249,7 +250,7 @@ class DiffusersRunner(Runner):
             with guide(self.pipeline, create_guidance(name, scale=scale, **options)):
                 yield {}
 
-    def images(self, jobs: Sequence[Job], settings: Settings, progress: Progress) -> list[Image.Image]:
+    def images(self, jobs: Sequence[Draw], settings: Settings, progress: Progress) -> list[Image.Image]:
         arguments: dict[str, Any] = dict(settings.pipeline_options)
         if self.takes_prompt:
             arguments["prompt"] = [job.prompt for job in jobs]
