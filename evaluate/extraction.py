@@ -15,7 +15,7 @@ from torch import Tensor
 
 from genflow.errors import InputError, check_number
 from genflow.evaluate.console import progress_bar
-from genflow.evaluate.feature_cache import POSITION, FeatureEntry, cache_folder, join_rows
+from genflow.evaluate.feature_cache import NOTES, POSITION, FeatureEntry, cache_folder, join_rows
 from genflow.evaluate.feature_set import FeatureSet
 from genflow.evaluate.sources import decode
 from genflow.metrics.features import Extractor
@@ -82,7 +82,8 @@ def extract(
 
     Returns:
         Features in the order of the source, whose protocol has ``Extractor.describe()`` and ``source``, ``count``,
-        ``available``, ``seed`` (None without ``count``), ``skipped`` (where they lie) and ``content_sha256``.
+        ``available``, ``seed`` (None without ``count``), ``skipped`` (where they lie), ``notes`` (what of the files is
+        not in the images, and of how many) and ``content_sha256``.
 
     Raises:
         InputError: fewer images than ``count`` or than two, an unreadable image, one of a size that the network does
@@ -117,11 +118,14 @@ def extract(
         raise InputError(problems[0])
 
     rows = _gathered(team, [part for part in (kept, work.rows()) if part is not None])
+    bad = [found for others in team.gather_json(work.bad) for found in others]
+    if rows is None and bad:
+        raise InputError(f"samples: none of {len(bad)} images can be read; the first: {bad[0][0]}: {bad[0][1]}")
     _need_two(0 if rows is None else len(rows[POSITION]), source)
-    if len(rows[POSITION]) > len(done) or moments is None:
-        moments = _moments(team, rows["features"])
-        if team.first and entry is not None:
-            entry.write({**rows, **moments})
+    finished = moments is not None and len(rows[POSITION]) == len(done)  # before this run; the first process knows
+    moments = _moments(team, rows["features"], moments if finished else None)
+    if team.first and entry is not None and not finished:
+        entry.write({**rows, **moments})
     return _feature_set(source, indices, rows, moments, network, seed if count is not None else None, content)
 
 
@@ -139,13 +143,17 @@ def _kept(entry: FeatureEntry) -> tuple[Tensors | None, Tensors | None]:
 
 
 class _Work:
-    """This process's part: rows of features and figures, kept in shards on the way."""
+    """This process's part: rows of features and figures, kept in shards on the way.
+
+    Attributes:
+        bad: where images lie that could not be read, and why.
+    """
 
     def __init__(
         self, source: "ImageSource", extractor: Extractor, indices: Sequence[int], entry: FeatureEntry | None
     ) -> None:
         self._source, self._extractor, self._indices, self._entry = source, extractor, indices, entry
-        self._places = {index: place for place, index in enumerate(indices)}
+        self.bad: list[tuple[str, str]] = []
         self._parts: list[Tensors] = []
         self._saved = 0  # so many of the parts are in shards
         self._saved_at = time.monotonic()
@@ -156,32 +164,42 @@ class _Work:
 
     def run(self, places: Sequence[int], advance: Callable[[int], None], **options: Any) -> None:
         """See the images at ``places`` of the indices. What is done when anything stops it is kept."""
+        indices = [self._indices[place] for place in places]
+        left = len(places)
         try:
-            indices = [self._indices[place] for place in places]
-            for batch in decode(self._source, indices, self._extractor.prepare, **options):
+            batches = decode(self._source, indices, self._extractor.prepare, **options) if places else ()
+            for batch in batches:
                 if batch.positions:
-                    self._see(batch)
-                advance(len(batch.positions) + len(batch.bad))
+                    self._see(batch, places)
+                self.bad += batch.bad
+                done = len(batch.positions) + len(batch.bad)
+                advance(done)
                 unsaved = sum(len(part[POSITION]) for part in self._parts[self._saved :])
                 if unsaved >= _SHARD_ROWS or time.monotonic() - self._saved_at > _SHARD_SECONDS:
                     self._save()
+                left -= done
+                if left == 0:
+                    break  # before decode() says that none could be read: earlier runs or others may have read some
         finally:
             self._save()
 
-    def _see(self, batch: "DecodedBatch") -> None:
+    def _see(self, batch: "DecodedBatch", places: Sequence[int]) -> None:
         features = self._extractor(batch.images)
         values = features.values.to("cpu", torch.float32)
+        mine = [places[position] for position in batch.positions]
         broken = torch.nonzero(~torch.isfinite(values).all(1)).flatten().tolist()
         if broken:
-            place = self._source.place(batch.positions[broken[0]])
-            raise InputError(f"features: those of {place} by {self._extractor.name} are NaN or infinite")
-        rows = {POSITION: torch.tensor([self._places[index] for index in batch.positions]), "features": values}
+            name = self._source.place(self._indices[mine[broken[0]]])
+            raise InputError(f"features: those of {name} by {self._extractor.name} are NaN or infinite")
+        rows = {POSITION: torch.tensor(mine), "features": values}
         if features.predicted is not None:
             rows["predicted"] = features.predicted.cpu()
         if features.logits is not None:
             rows["logits"] = features.logits.to("cpu", torch.float32)
         # cloned, since figures may be columns of one tensor, which safetensors refuses
         rows |= {_IMAGES + name: figure.to(torch.float32).clone() for name, figure in batch.statistics.items()}
+        for note, count in batch.notes.items():  # known of the batch, not of its images: they stand in its first row
+            rows[NOTES + note] = torch.tensor([count] + [0] * (len(mine) - 1))
         self._parts.append(rows)
 
     def _save(self) -> None:
@@ -196,18 +214,21 @@ def _gathered(team: Processes, parts: Sequence[Tensors]) -> Tensors | None:
     if team.count == 1:
         return own or None
     layouts = team.gather_json({name: [str(rows.dtype), list(rows.shape[1:])] for name, rows in own.items()})
-    layout = next((layout for layout in layouts if layout), {})
-    for name, (dtype, shape) in layout.items():  # a process without rows has yet to say so
-        own.setdefault(name, torch.empty(0, *shape, dtype=getattr(torch, dtype.removeprefix("torch."))))
+    layout = {name: kind for other in layouts for name, kind in other.items()}
+    number = len(own[POSITION]) if own else 0
+    for name, (dtype, shape) in layout.items():  # zeros: notes that no image here has, or no rows at all
+        own.setdefault(name, torch.zeros(number, *shape, dtype=getattr(torch, dtype.removeprefix("torch."))))
     whole = {name: team.gather_rows(own[name]) for name in sorted(layout)}
     return join_rows([whole]) if whole else None
 
 
-def _moments(team: Processes, features: Tensor) -> Tensors:
-    """Mean and covariance, computed by the first process alone, so that all have the same bits."""
+def _moments(team: Processes, features: Tensor, known: Tensors | None) -> Tensors:
+    """Mean and covariance as the first process knows them or else computes them, so that all have the same bits."""
     dimensions = features.shape[1]
     mean, covariance = (torch.empty(0, *shape, dtype=torch.float64) for shape in ((dimensions,), (dimensions,) * 2))
-    if team.first:
+    if team.first and known is not None:
+        mean, covariance = known["mean"][None], known["covariance"][None]
+    elif team.first:
         statistics = FeatureStatistics.from_features(features)
         mean, covariance = statistics.mean[None], statistics.covariance[None]
     return {"mean": team.gather_rows(mean)[0], "covariance": team.gather_rows(covariance)[0]}
@@ -234,6 +255,9 @@ def _feature_set(
             "count": len(taken),
             "available": len(source),
             "seed": seed,
+            "notes": {
+                name.removeprefix(NOTES): int(rows[name].sum()) for name in sorted(rows) if name.startswith(NOTES)
+            },
             "skipped": [source.place(indices[place]) for place in left_out],
             "content_sha256": content,
         },

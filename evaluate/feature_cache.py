@@ -24,13 +24,16 @@ from genflow.errors import InputError
 from genflow.evaluate.cache import read_tensors, write_tensors
 from genflow.files import cache_root, output_folder
 
-__all__ = ["LIMIT", "POSITION", "FeatureEntry", "cache_folder", "cache_size", "join_rows"]
+__all__ = ["LIMIT", "NOTES", "POSITION", "FeatureEntry", "cache_folder", "cache_size", "join_rows"]
 
 LIMIT = 8 * 2**30
 """Bytes that the entries may take together; those used longest ago go first. 50,000 x 2048 features take 0.45e9."""
 
 POSITION = "position"
 """The tensor ``(n,)`` int64 that says which of the images each row of the others is of."""
+
+NOTES = "notes."
+"""Begins the names of tensors ``(n,)`` int64 that count what is said of images, for all of a batch in its first row."""
 
 _FORMAT = 1  # to be raised when a figure of images changes its meaning or name
 
@@ -60,8 +63,17 @@ def cache_size(folder: str | Path) -> int:
 
 
 def join_rows(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Rows of several parts in one, by rising :data:`POSITION`; of two of one image the first counts."""
-    rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if len(parts) > 1 else parts[0]
+    """Rows of several parts in one, by rising :data:`POSITION`; of two of one image the first counts.
+
+    Notes that a part does not have are zeros there.
+    """
+    rows = parts[0]
+    if len(parts) > 1:
+        samples = {name: tensor for part in parts for name, tensor in part.items()}
+        rows = {
+            name: torch.cat([part.get(name, _no_notes(part, name, tensor)) for part in parts])
+            for name, tensor in samples.items()
+        }
     position, order = torch.sort(rows[POSITION], stable=True)
     first = torch.ones_like(position, dtype=torch.bool)
     first[1:] = position[1:] != position[:-1]
@@ -69,6 +81,10 @@ def join_rows(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     if torch.equal(chosen, torch.arange(len(rows[POSITION]))):
         return rows
     return {name: tensor[chosen] for name, tensor in rows.items()}
+
+
+def _no_notes(part: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
+    return like.new_zeros(len(part[POSITION]) if name.startswith(NOTES) else 0)
 
 
 @dataclass(frozen=True)
@@ -118,7 +134,7 @@ class FeatureEntry:
         parts: list[dict[str, Tensor]] = []
         for path in sorted(self.partial.glob("*.safetensors")):
             rows = read_tensors(path, self.record)
-            if rows is not None and rows.keys() == (parts[0] if parts else rows).keys():
+            if rows is not None and _columns(rows) == _columns(parts[0] if parts else rows):
                 parts.append(rows)
             else:
                 with suppress(OSError):
@@ -141,6 +157,10 @@ class FeatureEntry:
                 total += size
                 if total > LIMIT and path != self.path:
                     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _columns(rows: Mapping[str, Tensor]) -> set[str]:
+    return {name for name in rows if not name.startswith(NOTES)}
 
 
 @contextmanager

@@ -1,0 +1,441 @@
+"""extract(): features once, from the cache the second time, in parts when stopped, and the same whatever the way."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from genflow_tiny_extraction import TinyExtractor, kept_files, tiny_images, tiny_source
+
+from genflow.errors import InputError
+from genflow.evaluate import extraction, feature_cache
+from genflow.evaluate.extraction import draw_indices, extract
+from genflow.evaluate.feature_set import FeatureSet
+from genflow.evaluate.sources import open_source
+from genflow.metrics import ClassifierConfig, FeatureExtractor, FeatureStatistics, ImageClassifier
+
+HERE = Path(__file__).parent
+
+
+def same(first: FeatureSet, second: FeatureSet) -> bool:
+    """Whether two sets agree in every bit."""
+    tensors = [
+        {
+            "mean": given.statistics.mean,
+            "covariance": given.statistics.covariance,
+            "features": given.features,
+            "predicted": given.predicted,
+            "logits": given.logits,
+            **given.images,
+        }
+        for given in (first, second)
+    ]
+    return (
+        tensors[0].keys() == tensors[1].keys()
+        and all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+        and (first.names, first.protocol) == (second.names, second.protocol)
+        and (first.labels is None) == (second.labels is None)
+        and (first.labels is None or torch.equal(first.labels, second.labels))
+    )
+
+
+def stop_after(images: int):
+    """An extractor's ``after`` that is Ctrl-C once so many images were seen."""
+
+    def stop(seen: int) -> None:
+        if seen >= images:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_features_statistics_labels_and_protocol() -> None:
+    network = TinyExtractor()
+    labels = np.arange(21) % 3 - 1
+    found = extract(tiny_source(21, labels=labels), network, cache=False)
+    direct = TinyExtractor()(torch.from_numpy(tiny_images(21).transpose(0, 3, 1, 2)))
+    assert torch.equal(found.features, direct.values)
+    assert torch.equal(found.predicted, direct.predicted)
+    assert torch.equal(found.logits, direct.logits)
+    assert found.labels.tolist() == labels.tolist()
+    assert found.names == tuple(f"[{i}]" for i in range(21))
+    expected = np.cov(direct.values.double().numpy().T)
+    assert found.statistics.count == 21
+    np.testing.assert_allclose(found.statistics.covariance, expected, rtol=1e-12)
+    contrast = tiny_images(21).reshape(21, -1).std(1)
+    assert found.images["contrast"].shape == (21,)
+    assert np.corrcoef(found.images["contrast"], contrast)[0, 1] > 0.999
+    protocol = dict(found.protocol)
+    assert len(protocol.pop("content_sha256")) == 64
+    assert protocol == {
+        **network.describe(),
+        "source": "tiny",
+        "count": 21,
+        "available": 21,
+        "seed": None,
+        "skipped": [],
+        "notes": {},
+    }
+    json.dumps(found.protocol, allow_nan=False)
+
+
+def test_labels_that_are_all_unknown_are_none() -> None:
+    assert extract(tiny_source(4, labels=np.full(4, -1)), TinyExtractor(), cache=False).labels is None
+
+
+def test_the_draw_is_the_one_that_evaluation_always_made() -> None:
+    expected = np.sort(np.random.default_rng(7).permutation(100)[:30])
+    assert draw_indices(100, 30, 7) == expected.tolist()
+    assert draw_indices(5, None, 0) == [0, 1, 2, 3, 4]
+    found = extract(tiny_source(100), TinyExtractor(), count=30, seed=7, cache=False)
+    whole = extract(tiny_source(100), TinyExtractor(), cache=False)
+    assert torch.equal(found.features, whole.features[expected])
+    assert found.protocol["seed"] == 7
+    assert (found.protocol["count"], found.protocol["available"]) == (30, 100)
+    assert [found.images[name].tolist() for name in found.images] == [
+        whole.images[name][expected].tolist() for name in whole.images
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"count": 11}, "count: got 11; there are 10 samples"),
+        ({"count": 0}, "count: got 0"),
+        ({"count": 1}, "samples: 1 of tiny can be judged; at least 2 are needed"),
+        ({"count": 3, "seed": -1}, "seed: got -1"),
+        ({"batch_size": 0}, "batch_size: got 0"),
+    ],
+)
+def test_refused_before_any_work(options, message, tmp_path) -> None:
+    network = TinyExtractor()
+    with pytest.raises(InputError, match=message):
+        extract(tiny_source(10), network, cache=tmp_path / "c", **options)
+    assert network.seen == 0
+    assert not (tmp_path / "c").exists()
+
+
+def test_one_image_is_too_few() -> None:
+    with pytest.raises(InputError, match="1 of tiny can be judged; at least 2"):
+        extract(tiny_source(1), TinyExtractor(), cache=False)
+
+
+def test_the_second_time_the_network_is_not_asked(tmp_path) -> None:
+    network, told = TinyExtractor(), []
+    first = extract(tiny_source(20), network, cache=tmp_path, begins=told.append)
+    assert network.seen == 20
+    assert [Path(name).suffix for name in kept_files(tmp_path)] == [".safetensors"]
+    again = extract(tiny_source(20), network, cache=tmp_path, begins=told.append)
+    assert network.seen == 20
+    assert told == [20, 0]
+    assert same(first, again)
+    assert same(first, extract(tiny_source(20), TinyExtractor(), cache=False))
+
+
+def test_the_cache_goes_by_content_and_takes_names_and_labels_from_the_source(tmp_path) -> None:
+    for folder, prefix in (("a", "x"), ("b", "y")):
+        (tmp_path / folder).mkdir()
+        for index, image in enumerate(tiny_images(6)):
+            Image.fromarray(image[:, :, 0]).save(tmp_path / folder / f"{prefix}{index}.png")
+    network = TinyExtractor()
+    first = extract(open_source(tmp_path / "a"), network, cache=tmp_path / "c")
+    second = extract(open_source(tmp_path / "b"), network, cache=tmp_path / "c")
+    assert network.seen == 6
+    assert torch.equal(first.features, second.features)
+    assert second.names == tuple(f"y{index}.png" for index in range(6))
+    assert second.protocol["source"] == str(tmp_path / "b")
+    Image.fromarray(tiny_images(1, seed=9)[0, :, :, 0]).save(tmp_path / "b" / "y0.png")
+    third = extract(open_source(tmp_path / "b"), network, cache=tmp_path / "c")
+    assert network.seen == 12
+    assert not torch.equal(first.features[0], third.features[0])
+    assert torch.equal(first.features[1:], third.features[1:])
+
+
+def test_another_network_or_resize_mode_has_another_entry(tmp_path) -> None:
+    networks = [TinyExtractor(), TinyExtractor(resize="clean"), TinyExtractor()]
+    networks[2].sha256 = "1" * 64
+    for network in networks:
+        extract(tiny_source(9), network, cache=tmp_path)
+    assert [network.seen for network in networks] == [9, 9, 9]
+    assert len(kept_files(tmp_path)) == 3
+    other = TinyExtractor(batch_size=3)  # speed alone
+    extract(tiny_source(9), other, cache=tmp_path)
+    assert other.seen == 0
+
+
+def test_where_features_are_kept(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("GENFLOW_CACHE", str(tmp_path / "own"))
+    extract(tiny_source(4), TinyExtractor(), cache=False)
+    assert kept_files(tmp_path) == []
+    extract(tiny_source(4), TinyExtractor())
+    (name,) = kept_files(tmp_path)
+    assert name.startswith("own/features/")
+    assert feature_cache.cache_size(tmp_path / "own" / "features") == (tmp_path / name).stat().st_size
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="'.*file' is a file; a folder is needed"):
+        extract(tiny_source(4), TinyExtractor(), cache=tmp_path / "file")
+
+
+def test_a_home_that_cannot_be_written_to_costs_the_cache_alone(tmp_path, monkeypatch) -> None:
+    (tmp_path / "home").touch()
+    monkeypatch.delenv("GENFLOW_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with pytest.warns(UserWarning, match="features are not kept"):
+        assert extract(tiny_source(4), TinyExtractor()).statistics.count == 4
+
+
+def test_a_full_disk_costs_the_cache_alone(tmp_path, monkeypatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(feature_cache, "write_tensors", full)
+    with pytest.warns(UserWarning, match=r"not kept: .*No space left"):
+        found = extract(tiny_source(20), TinyExtractor(), cache=tmp_path)
+    assert same(found, extract(tiny_source(20), TinyExtractor(), cache=False))
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "foreign", "other record"])
+def test_a_damaged_or_foreign_entry_is_replaced(tmp_path, damage) -> None:
+    first = extract(tiny_source(12), TinyExtractor(), cache=tmp_path)
+    path = tmp_path / kept_files(tmp_path)[0]
+    whole = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(whole[:-7])
+    elif damage == "bit":
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    elif damage == "foreign":
+        path.write_bytes(b"something else")
+    else:
+        extract(tiny_source(12, seed=4), TinyExtractor(), cache=tmp_path / "other")
+        os.replace(tmp_path / "other" / kept_files(tmp_path / "other")[0], path)
+    network = TinyExtractor()
+    assert same(first, extract(tiny_source(12), network, cache=tmp_path))
+    assert network.seen == 12
+    extract(tiny_source(12), network, cache=tmp_path)
+    assert network.seen == 12
+
+
+def test_what_was_done_before_ctrl_c_is_not_done_again(tmp_path) -> None:
+    whole = extract(tiny_source(40), TinyExtractor(), cache=False)
+    with pytest.raises(KeyboardInterrupt):
+        extract(tiny_source(40), TinyExtractor(after=stop_after(24)), cache=tmp_path)
+    (shard,) = kept_files(tmp_path)
+    assert ".partial/" in shard
+    with pytest.raises(KeyboardInterrupt):
+        extract(tiny_source(40), TinyExtractor(after=stop_after(8)), cache=tmp_path)
+    assert len(kept_files(tmp_path)) == 2
+    network = TinyExtractor(batch_size=5)
+    assert same(whole, extract(tiny_source(40), network, cache=tmp_path))
+    assert network.seen == 8
+    (name,) = kept_files(tmp_path)
+    assert "partial" not in name
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+
+
+def test_shards_are_written_on_the_way_and_by_the_clock(tmp_path, monkeypatch) -> None:
+    def shards(seen: int) -> None:
+        held.append(len(kept_files(tmp_path)))
+
+    held: list[int] = []
+    monkeypatch.setattr(extraction, "_SHARD_ROWS", 10)
+    extract(tiny_source(40), TinyExtractor(batch_size=4, after=shards), cache=tmp_path)
+    assert held == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
+    held.clear()
+    monkeypatch.setattr(extraction, "_SHARD_ROWS", 10**9)
+    monkeypatch.setattr(extraction, "_SHARD_SECONDS", 0.0)
+    extract(tiny_source(12, seed=1), TinyExtractor(batch_size=4, after=shards), cache=tmp_path)
+    assert held == [1, 2, 3]  # one is the entry of the first run
+
+
+@pytest.mark.parametrize("damage", ["cut", "foreign"])
+def test_a_damaged_shard_is_made_again(tmp_path, monkeypatch, damage) -> None:
+    monkeypatch.setattr(extraction, "_SHARD_ROWS", 8)
+    with pytest.raises(KeyboardInterrupt):
+        extract(tiny_source(40), TinyExtractor(after=stop_after(24)), cache=tmp_path)
+    names = kept_files(tmp_path)
+    assert len(names) == 3
+    path = tmp_path / names[1]
+    path.write_bytes(path.read_bytes()[:-3] if damage == "cut" else b"")
+    network = TinyExtractor()
+    found = extract(tiny_source(40), network, cache=tmp_path)
+    assert network.seen == 24
+    assert same(found, extract(tiny_source(40), TinyExtractor(), cache=False))
+    assert len(kept_files(tmp_path)) == 1
+
+
+def test_a_real_networks_features_do_not_depend_on_where_it_stopped(tmp_path) -> None:
+    torch.manual_seed(0)
+    network = ImageClassifier(ClassifierConfig(sample_size=6, num_classes=3, stages=((8, 1), (16, 1))))
+    calls = []
+
+    class Stopped(FeatureExtractor):
+        def __call__(self, images, progress=None):
+            calls.append(len(images))
+            if stop and len(calls) > stop:
+                raise KeyboardInterrupt
+            return super().__call__(images, progress)
+
+    stop = 0
+    extractor = Stopped(network, "net", batch_size=8)
+    whole = extract(tiny_source(45), extractor, cache=False)
+    for stop in (1, 2):
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            extract(tiny_source(45), extractor, batch_size=7, cache=tmp_path)
+    stop = 0
+    assert same(whole, extract(tiny_source(45), extractor, batch_size=5, cache=tmp_path))
+
+
+def test_a_bad_image_is_named_then_left_out_and_found_again(tmp_path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index, image in enumerate(tiny_images(12)):
+        Image.fromarray(image[:, :, 0]).save(folder / f"{index:02d}.png")
+    (folder / "05.png").write_bytes(b"no image")
+    network, cache = TinyExtractor(batch_size=4), tmp_path / "c"
+    with pytest.raises(InputError, match=r"05\.png"):
+        extract(open_source(folder), network, cache=cache)
+    assert kept_files(cache)  # what came before it is kept
+    found = extract(open_source(folder), network, cache=cache, skip_bad=True)
+    assert network.seen == 11
+    assert found.protocol["skipped"] == [str(folder / "05.png")]
+    assert found.protocol["count"] == found.statistics.count == len(found.features) == len(found.names) == 11
+    assert "05.png" not in found.names
+    assert same(found, extract(open_source(folder), network, cache=cache, skip_bad=True))
+    with pytest.raises(InputError, match=r"05\.png"):  # the cache hides nothing
+        extract(open_source(folder), network, cache=cache)
+    assert network.seen == 11
+    for path in folder.glob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"none of 12 images can be read; the first: .*00\.png"):
+        extract(open_source(folder), network, cache=cache, skip_bad=True)
+
+
+def test_features_that_are_nan_name_the_first_image(tmp_path) -> None:
+    network = TinyExtractor(broken=13)
+    with pytest.raises(InputError, match=r"features: those of tiny\[13\] by tiny are NaN or infinite"):
+        extract(tiny_source(20), network, cache=tmp_path)
+    mended = TinyExtractor()
+    extract(tiny_source(20), mended, cache=tmp_path)
+    assert mended.seen == 12  # the first batch was kept
+
+
+def test_the_oldest_entries_leave_when_there_is_too_much(tmp_path, monkeypatch) -> None:
+    keys = []
+    for seed in range(3):
+        extract(tiny_source(10, seed), TinyExtractor(), cache=tmp_path)
+        (keys_now,) = [set(kept_files(tmp_path)) - set(keys)]
+        keys += sorted(keys_now)
+        os.utime(tmp_path / keys[-1], (time.time() - 1000 + seed,) * 2)
+    size = (tmp_path / keys[0]).stat().st_size
+    extract(tiny_source(10, 0), TinyExtractor(), cache=tmp_path)  # used just now: no longer the oldest
+    (tmp_path / "notes.safetensors").write_bytes(b"x" * 5 * size)  # not an entry
+    monkeypatch.setattr(feature_cache, "LIMIT", int(3.5 * size))
+    with pytest.raises(KeyboardInterrupt):
+        extract(tiny_source(10, 5), TinyExtractor(batch_size=2, after=stop_after(4)), cache=tmp_path)
+    extract(tiny_source(10, 4), TinyExtractor(), cache=tmp_path)
+    left = kept_files(tmp_path)
+    assert keys[0] in left
+    assert keys[1] not in left
+    assert "notes.safetensors" in left
+    monkeypatch.setattr(feature_cache, "LIMIT", 0)
+    extract(tiny_source(10, 6), TinyExtractor(), cache=tmp_path)
+    assert len(kept_files(tmp_path)) == 2  # the last entry alone, and what is not one
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    count=st.integers(2, 40),
+    batch=st.integers(1, 9),
+    own=st.integers(1, 9),
+    stops=st.lists(st.integers(0, 40), max_size=3),
+    rows=st.integers(1, 20),
+    kept=st.booleans(),
+)
+def test_batches_stops_and_shards_change_nothing(tmp_path_factory, count, batch, own, stops, rows, kept) -> None:
+    folder = tmp_path_factory.mktemp("c") if kept else False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extraction, "_SHARD_ROWS", rows)
+        for stop in stops:
+            network = TinyExtractor(batch_size=own, after=stop_after(stop))
+            try:
+                extract(tiny_source(count), network, cache=folder, batch_size=batch, progress=False)
+            except KeyboardInterrupt:
+                pass
+        found = extract(tiny_source(count), TinyExtractor(batch_size=own), cache=folder, batch_size=batch)
+    plain = extract(tiny_source(count), TinyExtractor(), cache=False)
+    assert same(found, plain)
+    assert plain.statistics.mean.equal(FeatureStatistics.from_features(plain.features).mean)
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+sys.path.insert(0, sys.argv[3])
+from tiny_extraction import TinyExtractor, kept_files, tiny_source
+from genflow.errors import InputError
+from genflow.evaluate.extraction import extract
+from genflow.evaluate.feature_set import save_feature_set
+
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+network = TinyExtractor(batch_size=4)
+for name, count in (("first", 21), ("few", 2)):
+    save_feature_set(folder / f"{name}-{rank}.safetensors", extract(tiny_source(count), network, cache=folder / "c"))
+seen = [network.seen]
+save_feature_set(folder / f"again-{rank}.safetensors", extract(tiny_source(21), network, cache=folder / "c"))
+seen.append(network.seen)
+broken = TinyExtractor(batch_size=4, broken=2 if rank else -1)
+try:
+    extract(tiny_source(30, seed=1), broken, cache=folder / "c")
+    message = ""
+except InputError as error:
+    message = str(error)
+dist.barrier()
+save_feature_set(folder / f"rest-{rank}.safetensors", extract(tiny_source(30, seed=1), network, cache=folder / "c"))
+seen.append(network.seen)
+dist.barrier()
+print(json.dumps({"seen": seen, "message": message, "files": kept_files(folder / "c")}))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(tmp_path) -> None:
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(rank), str(tmp_path), str(HERE)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    ends = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0, 0], "\n".join(err for _, err in ends)
+    first, second = (json.loads(out.splitlines()[-1]) for out, _ in ends)
+    # 21 and 2 images in two shares, none of them the second time; of 30 the first process's 15 were kept
+    assert first["seen"][0] + second["seen"][0] == 23
+    assert first["seen"][1] == first["seen"][0]
+    assert second["seen"][1] == second["seen"][0]
+    assert first["message"] == second["message"] == "features: those of tiny[17] by tiny are NaN or infinite"
+    assert first["seen"][2] - first["seen"][1] + second["seen"][2] - second["seen"][1] == 15
+    assert len(first["files"]) == 3
+    assert not [name for name in first["files"] if "partial" in name]
+    from genflow.evaluate.feature_set import load_feature_set
+
+    for name, count, seed in (("first", 21, 0), ("again", 21, 0), ("few", 2, 0), ("rest", 30, 1)):
+        alone = extract(tiny_source(count, seed), TinyExtractor(), cache=False)
+        for rank in range(2):
+            assert same(alone, load_feature_set(tmp_path / f"{name}-{rank}.safetensors")), (name, rank)
