@@ -23,7 +23,16 @@ from genflow.pipelines.request import Draw, Request, Settings
 from genflow.pipelines.translation import TranslationPipeline
 from genflow.schedulers import SCHEDULERS, create_scheduler
 
-__all__ = ["DiffusersRunner", "ImageRunner", "Progress", "Runner", "batch_for", "make_runner", "scheduler_name"]
+__all__ = [
+    "DiffusersRunner",
+    "ImageRunner",
+    "Progress",
+    "Runner",
+    "batch_for",
+    "check_prompts",
+    "make_runner",
+    "scheduler_name",
+]
 
 Progress = Callable[[float], None]
 """Told, after each step of a batch, what share of the batch's steps is done."""
@@ -311,3 +320,11 @@ def make_runner(pipeline: Any, folder: Path) -> Runner:
     if isinstance(pipeline, TranslationPipeline):
         raise InputError(f"--model: {folder} translates images; allowed here: a model that makes them from noise")
     return (ImageRunner if isinstance(pipeline, ImagePipeline) else DiffusersRunner)(pipeline, folder)
+
+
+def check_prompts(runner: Runner, prompts: Sequence[str]) -> None:
+    """Raise InputError where a model of texts gets none, or another model gets one."""
+    if runner.takes_prompt and not prompts:
+        raise InputError("--prompt: this model makes images from text; say what, as in --prompt 'a red boat'")
+    if prompts and not runner.takes_prompt:
+        raise InputError("--prompt: this model takes no text")

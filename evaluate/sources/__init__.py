@@ -6,6 +6,7 @@ _WHERE = {
     "DecodedBatch": "decoding",
     "ImageSource": "source",
     "Picture": "source",
+    "PipelineSource": "pipeline",
     "Source": "source",
     "decode": "decoding",
     "is_statistics_file": "opening",

@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -44,6 +44,9 @@ class ImageSource(Protocol):
     def content_hash(self, indices: Sequence[int] | None = None) -> str:
         """SHA-256 of the images' bytes in this order, all by default. Names and labels do not go into it."""
 
+    def describe(self) -> dict[str, Any]:
+        """What a protocol has to say of the source beside its name, for JSON: of a pipeline, how it samples."""
+
 
 class Source(ABC):
     """Base of the sources: :meth:`read` from :meth:`picture`."""
@@ -61,6 +64,9 @@ class Source(ABC):
 
     def read(self, index: int) -> np.ndarray:
         return self.picture(index).array
+
+    def describe(self) -> dict[str, Any]:
+        return {}
 
     @abstractmethod
     def picture(self, index: int) -> Picture: ...

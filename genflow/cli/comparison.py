@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from genflow import __version__
-from genflow.cli.engine import check_prompts, class_labels
+from genflow.cli.engine import class_labels
 from genflow.cli.parsing import format_seeds
 from genflow.cli.plan import Job, jobs
 from genflow.errors import InputError, NonFiniteError, check_number
@@ -44,7 +44,7 @@ from genflow.options import Entry
 from genflow.pipelines import locate
 from genflow.pipelines.opening import choose_dtype, load_pipeline
 from genflow.pipelines.request import Request, Settings
-from genflow.pipelines.runners import Runner, make_runner
+from genflow.pipelines.runners import Runner, check_prompts, make_runner
 from genflow.processes import choose_device
 from genflow.schedulers import count_evaluations, steps_within
 

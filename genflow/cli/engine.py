@@ -21,10 +21,10 @@ from genflow.images import GRID_NAME, grid, save_png
 from genflow.pipelines import locate
 from genflow.pipelines.opening import choose_dtype, load_pipeline
 from genflow.pipelines.request import Request
-from genflow.pipelines.runners import Runner, make_runner
+from genflow.pipelines.runners import Runner, check_prompts, make_runner
 from genflow.processes import choose_device
 
-__all__ = ["Listener", "Result", "check_prompts", "class_labels", "generate"]
+__all__ = ["Listener", "Result", "class_labels", "generate"]
 
 _GRID_IMAGES = 256  # more would be a poster
 _GRID_COLUMNS = 16  # up to so many classes in turn stand one in a column
@@ -62,14 +62,6 @@ def class_labels(runner: Runner, text: str | None) -> list[int] | None:
             raise InputError("--classes: this model knows no classes")
         return None
     return parse_classes(text or "all", runner.num_classes, runner.class_numbers)
-
-
-def check_prompts(runner: Runner, prompts: Sequence[str]) -> None:
-    """Raise InputError where a model of texts gets none, or another model gets one."""
-    if runner.takes_prompt and not prompts:
-        raise InputError("--prompt: this model makes images from text; say what, as in --prompt 'a red boat'")
-    if prompts and not runner.takes_prompt:
-        raise InputError("--prompt: this model takes no text")
 
 
 def generate(
