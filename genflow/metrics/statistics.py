@@ -50,8 +50,8 @@ class FeatureStatistics:
     ) -> "FeatureStatistics":
         """Statistics known by their mean ``(D,)`` and covariance ``(D, D)``, which divides by ``count - 1``.
 
-        Both are given back as they came, in float64. Without a ``count`` it is unknown. Raises InputError on shapes that
-        do not fit, NaN, a matrix that is not symmetric or has negative variances, and a count below 2.
+        Both are given back as they came, in float64. Without a ``count`` it is unknown. Raises InputError on shapes
+        that do not fit, NaN, a matrix that is not symmetric or has negative variances, and a count below 2.
         """
         mean, covariance = (torch.as_tensor(value).detach().to("cpu", torch.float64) for value in (mean, covariance))
         check_gaussian("mean", mean, "covariance", covariance)
