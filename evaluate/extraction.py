@@ -81,7 +81,7 @@ def extract(
         begins: told, before the network is asked, how many images it has to see; the others' features are kept ones.
 
     Returns:
-        Features in the order of the source, whose protocol has ``Extractor.describe()`` and ``source``, ``count``,
+        Features in the order of the source; the protocol has what extractor and source describe, ``source``, ``count``,
         ``available``, ``seed`` (None without ``count``), ``skipped`` (where they lie), ``notes`` (what of the files is
         not in the images, and of how many) and ``content_sha256``.
 
@@ -251,6 +251,7 @@ def _feature_set(
         FeatureStatistics.from_moments(moments["mean"], moments["covariance"], len(taken)),
         {
             **network,
+            **getattr(source, "describe", dict)(),
             "source": source.name,
             "count": len(taken),
             "available": len(source),

@@ -16,7 +16,7 @@ from genflow.metrics.statistics import FeatureStatistics
 
 __all__ = ["SAMPLE_KEYS", "FeatureSet", "check_comparable", "is_feature_set", "load_feature_set", "save_feature_set"]
 
-SAMPLE_KEYS = frozenset({"source", "count", "available", "seed", "skipped", "notes", "content_sha256"})
+SAMPLE_KEYS = frozenset({"source", "count", "available", "seed", "skipped", "notes", "content_sha256", "sampling"})
 """Entries of a protocol that say which samples were taken; all others say what was done with them."""
 
 _KIND, _VERSION = "genflow features", 1

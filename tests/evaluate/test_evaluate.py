@@ -14,6 +14,8 @@ from rich.console import Console
 
 from genflow.errors import InputError
 from genflow.evaluate import evaluate, load_reference, print_table, save_reference
+from genflow.evaluate.extraction import extract
+from genflow.evaluate.sources import open_source
 from genflow.images import save_png
 from genflow.metrics import ClassifierConfig, FeatureExtractor, ImageClassifier, save_classifier
 
@@ -37,7 +39,8 @@ def reference(tmp_path_factory) -> Path:
     save_classifier(network, home / "net")
     extractor = FeatureExtractor.from_folder(home / "net")
     data = images(0, 60)
-    save_reference(home / "ref", "test data", extractor, extractor(data).values, torch.zeros(60, dtype=torch.int64))
+    np.savez(home / "data.npz", arr_0=data.permute(0, 2, 3, 1).numpy(), labels=np.zeros(60, np.int64))
+    save_reference(home / "ref", extract(open_source(home / "data.npz"), extractor, cache=False))
     return home / "ref"
 
 
@@ -180,7 +183,7 @@ def test_a_bad_reference_is_one_clear_error(folder, tmp_path, reference):
         evaluate(folder, tmp_path)
     ref = load_reference(reference)
     copy = tmp_path / "copy"
-    save_reference(copy, "copy", ref.extractor, ref.features, ref.labels)
+    save_reference(copy, ref.feature_set)
     with pytest.raises(InputError, match="neither beside it nor shipped"):
         load_reference(copy)
     torch.manual_seed(1)

@@ -1,5 +1,6 @@
 """extract(): features once, from the cache the second time, in parts when stopped, and the same whatever the way."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from genflow_tiny_extraction import TinyExtractor, kept_files, tiny_images, tiny_source
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from genflow_tiny_extraction import TinyExtractor, kept_files, tiny_images, tiny_source
 
 from genflow.errors import InputError
 from genflow.evaluate import extraction, feature_cache
@@ -272,26 +273,26 @@ def test_a_damaged_shard_is_made_again(tmp_path, monkeypatch, damage) -> None:
 
 
 def test_a_real_networks_features_do_not_depend_on_where_it_stopped(tmp_path) -> None:
-    torch.manual_seed(0)
-    network = ImageClassifier(ClassifierConfig(sample_size=6, num_classes=3, stages=((8, 1), (16, 1))))
-    calls = []
-
     class Stopped(FeatureExtractor):
+        batches_left = 1_000
+
         def __call__(self, images, progress=None):
-            calls.append(len(images))
-            if stop and len(calls) > stop:
+            if self.batches_left == 0:
                 raise KeyboardInterrupt
+            self.batches_left -= 1
             return super().__call__(images, progress)
 
-    stop = 0
+    torch.manual_seed(0)
+    network = ImageClassifier(ClassifierConfig(sample_size=6, num_classes=3, stages=((8, 1), (16, 1))))
     extractor = Stopped(network, "net", batch_size=8)
     whole = extract(tiny_source(45), extractor, cache=False)
-    for stop in (1, 2):
-        calls.clear()
+    for batches in (1, 2):
+        extractor.batches_left = batches
         with pytest.raises(KeyboardInterrupt):
             extract(tiny_source(45), extractor, batch_size=7, cache=tmp_path)
-    stop = 0
+    extractor.batches_left = 5  # of 5 images: 20 are left but for the 21 that are kept
     assert same(whole, extract(tiny_source(45), extractor, batch_size=5, cache=tmp_path))
+    assert extractor.batches_left == 0
 
 
 def test_a_bad_image_is_named_then_left_out_and_found_again(tmp_path) -> None:
@@ -366,10 +367,8 @@ def test_batches_stops_and_shards_change_nothing(tmp_path_factory, count, batch,
         patch.setattr(extraction, "_SHARD_ROWS", rows)
         for stop in stops:
             network = TinyExtractor(batch_size=own, after=stop_after(stop))
-            try:
+            with contextlib.suppress(KeyboardInterrupt):
                 extract(tiny_source(count), network, cache=folder, batch_size=batch, progress=False)
-            except KeyboardInterrupt:
-                pass
         found = extract(tiny_source(count), TinyExtractor(batch_size=own), cache=folder, batch_size=batch)
     plain = extract(tiny_source(count), TinyExtractor(), cache=False)
     assert same(found, plain)
