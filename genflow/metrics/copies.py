@@ -34,11 +34,11 @@ class Memorization:
     """How many of M generated samples are copies, and how near each is to being one.
 
     Attributes:
-        share: of the samples whose ratio is below ``threshold``.
+        share: of the samples whose own ratio is below ``ratio``.
         ratios: ``(M,)`` float64, distance to the nearest training sample over the ``scale``; 0 for an exact copy.
         nearest: ``(M,)`` int64, that training sample, the first of several at one distance.
         distance: ``(M,)`` float64, how far it is, Euclidean.
-        threshold: as given.
+        ratio: as given.
         scale: as given.
     """
 
@@ -46,13 +46,13 @@ class Memorization:
     ratios: Tensor
     nearest: Tensor
     distance: Tensor
-    threshold: float
+    ratio: float
     scale: str
 
     @property
     def copied(self) -> Tensor:
         """``(M,)`` bool: which samples :attr:`share` counts."""
-        return self.ratios < self.threshold
+        return self.ratios < self.ratio
 
     @property
     def exact(self) -> int:
@@ -64,7 +64,7 @@ def memorization(
     train: Tensor,
     generated: Tensor,
     *,
-    threshold: float = 1 / 3,
+    ratio: float = 1 / 3,
     scale: str = "second",
     max_bytes: int = MAX_BYTES,
     progress: Progress | None = None,
@@ -73,7 +73,7 @@ def memorization(
     """Share of ``generated`` ``(M, D)`` that are copies of ``train`` ``(N, D)``, by nearest-neighbour ratio.
 
     Args:
-        threshold: ratio below which a sample is taken for a copy; 1/3 is Yoon et al.'s for ``scale="second"``.
+        ratio: below which a sample is taken for a copy; 1/3 is Yoon et al.'s for ``scale="second"``.
         scale: what the distance to the nearest is divided by: ``"second"``, ``"mean"`` or ``"own"``, see the module.
         max_bytes: memory for tiles of distances.
         progress: called with rows just done, of ``M`` in all, with ``"own"`` of ``M + N``.
@@ -82,7 +82,7 @@ def memorization(
     Raises:
         InputError: shapes that do not fit, NaN or infinite features, too few different training samples.
     """
-    check_number("threshold", threshold, above=0)
+    check_number("ratio", ratio, above=0)
     check_choice("scale", scale, SCALES)
     known, asked = Points.of("train", train, 2), Points.of("generated", generated, 1)
     check_widths("generated", generated, "train", train)
@@ -103,10 +103,10 @@ def memorization(
         unit = self_distances(distinct, (1,), *work)[0].sqrt()[nearest]
     ratios = (distance / unit)[asked.inverse]
     return Memorization(
-        share=int((ratios < threshold).sum()) / len(ratios),
+        share=int((ratios < ratio).sum()) / len(ratios),
         ratios=ratios,
         nearest=known.first[nearest][asked.inverse],
         distance=distance[asked.inverse],
-        threshold=threshold,
+        ratio=ratio,
         scale=scale,
     )

@@ -62,14 +62,14 @@ def test_authentic_is_a_ratio_above_one():
     from genflow.metrics import neighbour_details
 
     train, generated = cloud(1, 300, 4), cloud(2, 200, 4)
-    found = memorization(train, generated, scale="own", threshold=1.0)
+    found = memorization(train, generated, scale="own", ratio=1.0)
     assert torch.equal(~found.copied, neighbour_details(train, generated).authentic)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"threshold": 0}, "threshold: got 0"),
+        ({"ratio": 0}, "ratio: got 0"),
         ({"scale": "third"}, "scale: 'third' is not known"),
         ({"train": torch.ones(9, 16)}, "train: 1 different samples; at least 2"),
         ({"train": cloud(1, 49), "scale": "mean"}, "train: 49 different samples; at least 50"),
