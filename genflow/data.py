@@ -225,8 +225,8 @@ def _load_datasets(name: str, split: str) -> ImageData:
 
 def natural_key(path: str) -> tuple[Any, ...]:
     """A key by which ``9.png`` stands before ``10.png``, folder by folder."""
-    parts = path.split("/")
-    return tuple(tuple(int(p) if p.isdecimal() else p for p in re.split(r"([0-9]+)", part)) for part in parts), path
+    parts = (re.split(r"([0-9]+)", part) for part in path.split("/"))
+    return tuple(tuple(int(p) if i % 2 else p for i, p in enumerate(part)) for part in parts), path
 
 
 def is_image_name(path: str) -> bool:
