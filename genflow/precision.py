@@ -2,6 +2,8 @@
 
 import functools
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 
 from genflow.errors import check_choice
 
-__all__ = ["PRECISIONS", "Precision", "probe", "resolve"]
+__all__ = ["PRECISIONS", "Precision", "probe", "resolve", "whole_float32"]
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -73,3 +75,24 @@ def resolve(requested: str, device: str = "cpu") -> Precision:
     """``requested`` itself, or what ``probe`` finds for ``"auto"``. Raises InputError for an unknown name."""
     check_choice("precision", requested, PRECISIONS)
     return probe(device) if requested == "auto" else Precision(requested, "asked for")
+
+
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Float32 products and convolutions of NVIDIA GPUs in all of their 24 bits, inside; the caller's choice afterwards.
+
+    Torch lets cuDNN round the factors of a float32 convolution to 11 bits (TF32) unless it is told otherwise.
+    """
+    parts = [torch.backends.cudnn.conv, torch.backends.cuda.matmul] if hasattr(torch.backends.cudnn, "conv") else []
+    if all(hasattr(part, "fp32_precision") for part in parts) and parts:
+        name, value = "fp32_precision", "ieee"
+    else:  # torch before 2.9
+        parts, name, value = [torch.backends.cudnn, torch.backends.cuda.matmul], "allow_tf32", False
+    before = [getattr(part, name) for part in parts]
+    try:
+        for part in parts:
+            setattr(part, name, value)
+        yield
+    finally:
+        for part, old in zip(parts, before, strict=True):
+            setattr(part, name, old)

@@ -13,7 +13,7 @@ from genflow.metrics.checkpoints import read_checkpoint
 from genflow.metrics.features import DTYPES, Extractor, FeatureExtractor, NetworkExtractor, Scaling
 from genflow.metrics.inception import LAYERS, InceptionV3
 from genflow.metrics.resize import RESIZE_MODES, Preparation
-from genflow.metrics.weights import WEIGHTS_VARIABLE, find_weights
+from genflow.metrics.weights import WEIGHTS_VARIABLE, file_hash, find_weights
 
 __all__ = ["EXTRACTORS", "INCEPTION_FILES", "create_extractor"]
 
@@ -23,6 +23,9 @@ INCEPTION_FILES = (
     "inception-2015-12-05.safetensors",
 )
 """Torch-fidelity's and pytorch-fid's names of the same weights, and that of a safetensors file with the same keys."""
+
+PUBLISHED_HASH = "6726825d"
+"""How the SHA-256 of the published file begins: by torch.hub's convention its name says so."""
 
 _CLASSIFIER = "fashion-mnist-classifier"
 _SIZE = 299
@@ -52,6 +55,7 @@ def _inception(layer: str, *, weights, resize, batch_size, device, dtype) -> Net
         prepare=Preparation(name, mode, _SIZE, 3),
         scaling=_PYTORCH_FID if mode == "legacy-pytorch" else _TENSORFLOW,
         dimensions=LAYERS[layer],
+        published=file_hash(file).startswith(PUBLISHED_HASH),
         batch_size=batch_size or _batch_size(device, 16),
         device=device,
         dtype=dtype,

@@ -131,7 +131,7 @@ class NetworkExtractor:
         batch_size: images a batch.
         dtype: ``float32``, ``bfloat16`` (autocast: weights and features stay float32), or ``auto``.
         sha256: of the network's weights; :func:`content_hash` of it by default.
-        details: more of what features depend on, for :meth:`describe`.
+        published: whether the weights are those that figures in the literature are of, bit for bit.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class NetworkExtractor:
         device: str | torch.device = "cpu",
         dtype: str = "float32",
         sha256: str | None = None,
-        details: dict[str, Any] | None = None,
+        published: bool = False,
     ) -> None:
         check_number("batch_size", batch_size, at_least=1, integer=True)
         check_choice("resize", prepare.mode, RESIZE_MODES)
@@ -162,8 +162,8 @@ class NetworkExtractor:
         self.prepare = prepare
         self.scaling = scaling
         self.sha256 = sha256 or content_hash(network)
+        self.published = published
         self._forward = forward
-        self._details = details or {}
 
     def describe(self) -> dict[str, Any]:
         """What features depend on, safe for JSON: network, weights, size, resize mode, scaling and number format."""
@@ -176,7 +176,6 @@ class NetworkExtractor:
             "channels": self.prepare.channels,
             "scaling": "levels 0..255" if self.scaling is None else str(self.scaling),
             "dtype": self.dtype,
-            **self._details,
         }
 
     def _check(self, images: Tensor) -> None:
@@ -202,6 +201,10 @@ class NetworkExtractor:
             InputError: images of another dtype, size or number of channels.
         """
         self._check(images)
+        with precision.whole_float32():
+            return self._extract(images, progress)
+
+    def _extract(self, images: Tensor, progress: Callable[[int], None] | None) -> Features:
         values, logits = [], []
         for start in range(0, len(images), self.batch_size):
             batch = images[start : start + self.batch_size].to(self.device)

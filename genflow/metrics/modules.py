@@ -1,6 +1,5 @@
 """Feature networks of the user's own, by path: a TorchScript file, or a folder with a configuration and safetensors."""
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from torch import Tensor
 from genflow.errors import InputError, check_choice, check_keys, check_number
 from genflow.metrics.features import FeatureExtractor, NetworkExtractor, Scaling
 from genflow.metrics.resize import Preparation
+from genflow.metrics.weights import file_hash
 
 __all__ = ["INPUTS", "ModuleInput", "open_module"]
 
@@ -132,14 +132,8 @@ def _torchscript(
         batch_size=batch_size,
         device=device,
         dtype=dtype,
-        sha256=_file_hash(path),
+        sha256=file_hash(path),  # of the code too: weights alone do not say what is computed
     )
-
-
-def _file_hash(path: Path) -> str:
-    """Of the whole file: what a TorchScript module computes is code too, not weights alone."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_torchscript(path: Path) -> bool:

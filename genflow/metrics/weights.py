@@ -1,5 +1,6 @@
 """Where the weights of feature networks are looked for. Nothing is downloaded here."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from genflow.errors import InputError
 from genflow.files import cache_root
 
-__all__ = ["WEIGHTS_VARIABLE", "find_weights"]
+__all__ = ["WEIGHTS_VARIABLE", "file_hash", "find_weights"]
 
 WEIGHTS_VARIABLE = "GENFLOW_WEIGHTS"
 """The environment variable that names a file of weights, or a folder of them."""
@@ -49,3 +50,9 @@ def find_weights(
             return variable
         roots.insert(0, variable)
     return next((root / name for root in roots for name in names if is_wanted(root / name)), None)
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
