@@ -148,7 +148,7 @@ def _assemble(tensors: dict[str, Tensor], header: dict[str, Any]) -> FeatureSet:
     count = int(tensors["count"]) if "count" in tensors else None
     statistics = FeatureStatistics.from_moments(tensors["mean"], tensors["covariance"], count)
     names = tensors.get("names")
-    class_names = header["class_names"]
+    class_names = header["class_names"] if "labels" in tensors else None
     found = FeatureSet(
         statistics,
         header["protocol"],

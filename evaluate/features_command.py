@@ -117,7 +117,7 @@ def evaluate_features(
     extractor = create_extractor(
         features or "inception", weights=weights, resize=resize, batch_size=batch_size, device=place, dtype=dtype
     )
-    source = open_source(samples, class_names=extractor.class_names)
+    source = open_source(samples)
     begun, seen = time.perf_counter(), 0
 
     def begins(images: int) -> None:

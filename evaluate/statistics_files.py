@@ -7,6 +7,7 @@ records how many images there were, nor which network and resize mode made the f
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,18 @@ from genflow.metrics.statistics import FeatureStatistics
 __all__ = ["holds_only_statistics", "load_statistics", "save_statistics_npz"]
 
 _NOTES = "genflow"
-_ASYMMETRY = 1e-5  # of the largest entry: float32's rounding and some
+_DAMAGE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    EOFError,
+    RuntimeError,  # encrypted, or compressed in an unknown way
+    zipfile.BadZipFile,
+    zlib.error,
+)
+_SINGLE, _DOUBLE = 1e-5, 1e-12  # of the largest entry: an asymmetry that rounding in float32 or in float64 may leave
 
 
 def load_statistics(path: str | Path) -> FeatureSet:
@@ -48,14 +60,16 @@ def load_statistics(path: str | Path) -> FeatureSet:
 def holds_only_statistics(path: str | Path) -> bool:
     """Whether the ``.npz`` at ``path`` has mu and sigma and nothing that :func:`save_statistics_npz` does not write."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {"mu", "sigma"} <= set(archive.files) <= {"mu", "sigma", _NOTES}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile):
+        with zipfile.ZipFile(path) as archive:
+            return {"mu.npy", "sigma.npy"} <= set(archive.namelist()) <= {"mu.npy", "sigma.npy", f"{_NOTES}.npy"}
+    except (OSError, zipfile.BadZipFile):
         return False
 
 
 def _load_npz(path: Path) -> FeatureSet:
     try:
+        if not zipfile.is_zipfile(path):
+            raise InputError(f"statistics: cannot read {path} (it is no .npz, or is cut short)")
         with np.load(path, allow_pickle=False) as archive:
             absent = [name for name in ("mu", "sigma") if name not in archive.files]
             if absent:
@@ -63,20 +77,30 @@ def _load_npz(path: Path) -> FeatureSet:
                 raise InputError(f"statistics: {path} has no {' and no '.join(absent)}; it holds {held}")
             mean, covariance = archive["mu"], archive["sigma"]
             notes = json.loads(str(archive[_NOTES])) if _NOTES in archive.files else {}
+            count, protocol = notes.get("count"), dict(notes.get("protocol", {}))
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise InputError(f"statistics: cannot read {path} ({error})") from error
-    _check(path, mean, covariance)
-    covariance = covariance.astype(np.float64)
+    covariance = _checked(path, mean, covariance)
     try:
-        statistics = FeatureStatistics.from_moments(mean, (covariance + covariance.T) / 2, notes.get("count"))
+        statistics = FeatureStatistics.from_moments(mean, covariance, count)
     except InputError as error:
         raise InputError(f"statistics: {path}: {error}") from error
-    return FeatureSet(statistics, {**notes.get("protocol", {}), "source": str(path)})
+    return FeatureSet(statistics, {**protocol, "source": str(path)})
 
 
-def _check(path: Path, mean: np.ndarray, covariance: np.ndarray) -> None:
+def _checked(path: Path, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """The covariance in float64, symmetric where it was so but for rounding."""
     dimensions = len(mean) if mean.ndim == 1 else 0
     if dimensions == 0 or covariance.shape != (dimensions, dimensions):
         raise InputError(
@@ -85,8 +109,11 @@ def _check(path: Path, mean: np.ndarray, covariance: np.ndarray) -> None:
     for name, array in (("mu", mean), ("sigma", covariance)):
         if array.dtype.kind != "f":
             raise InputError(f"statistics: {path} holds {name} of {array.dtype}; allowed: floating point")
-    if float(np.abs(covariance - covariance.T).max()) > _ASYMMETRY * float(np.abs(covariance).max()):
+    covariance = covariance.astype(np.float64)
+    asymmetry, largest = (float(np.abs(values).max()) for values in (covariance - covariance.T, covariance))
+    if asymmetry > _SINGLE * largest:
         raise InputError(f"statistics: {path} holds a sigma that is not symmetric; it is no covariance")
+    return (covariance + covariance.T) / 2 if asymmetry > _DOUBLE * largest else covariance
 
 
 def save_statistics_npz(path: str | Path, feature_set: FeatureSet) -> None:
