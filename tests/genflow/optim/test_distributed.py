@@ -1,10 +1,8 @@
 """Two processes on gloo: parameters sharded by FSDP2 step as whole ones do, and their state is saved and loaded."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -65,8 +63,7 @@ for name, options in json.loads(sys.argv[3]):
     steps(other, again, range(4, 6), True)
     same = all(torch.equal(a, b) for a, b in zip(whole(network), whole(other), strict=True))
     found[name] = [apart, same]
-if rank == 0:
-    print(json.dumps(found))
+print(json.dumps(found))
 dist.destroy_process_group()
 """
 CASES = [
@@ -83,23 +80,10 @@ CASES = [
 
 
 @pytest.mark.slow
-def test_sharded_parameters_step_as_whole_ones_and_their_state_survives(tmp_path: Path) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script)]
-    tail = [str(tmp_path), json.dumps(CASES)]
-    processes = [
-        subprocess.Popen([*command, str(rank), *tail], env=environment, stdout=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        text, _ = (process.communicate(timeout=300) for process in processes)
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0]
-    found = json.loads(text[0])
+def test_sharded_parameters_step_as_whole_ones_and_their_state_survives(
+    two_processes: Callable[..., list[Any]],
+) -> None:
+    found, _ = two_processes(SCRIPT, json.dumps(CASES))
     assert set(found) == {name for name, _ in CASES}
     for name, (apart, same) in found.items():
         assert apart < 1e-12, name

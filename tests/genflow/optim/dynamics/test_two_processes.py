@@ -1,10 +1,7 @@
 """Two processes on gloo with a share of the batches each measure what one process measures on all."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -63,27 +60,8 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_shares_of_the_batches_on_two_processes_are_the_whole(tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(rank), str(tmp_path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for rank in range(2)
-    ]
-    found = []
-    try:
-        for process in processes:
-            out, err = process.communicate(timeout=120)
-            assert process.returncode == 0, err
-            found.append(json.loads(out.strip().splitlines()[-1]))
-    finally:
-        for process in processes:
-            process.kill()
+def test_shares_of_the_batches_on_two_processes_are_the_whole(two_processes: Callable[..., list[Any]]) -> None:
+    found = two_processes(SCRIPT)
     for apart, raised, _ in found:
         assert apart < 1e-9
         assert raised
