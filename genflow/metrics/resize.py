@@ -107,19 +107,19 @@ class Preparation:
         if self.mode == "clean":
             prepared = resize_clean(image, self.size)
         else:
-            prepared = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+            prepared = torch.from_numpy(image.transpose(2, 0, 1).copy())  # from whoever may reuse or lock it
             if self.mode != "none":
                 prepared = self.resize(prepared[None])[0]
         return prepared.repeat(self.channels, 1, 1) if prepared.shape[0] < self.channels else prepared
 
     def resize(self, images: Tensor) -> Tensor:
-        """Images ``(B, C, H, W)`` of one size, 0..255, on any device, to what the network takes.
+        """Images ``(B, C, H, W)`` of one size, 0..255, on any device, to what the network takes; float32 if resized.
 
         Raises:
             InputError: the mode is pillow's or ``none``, and the size is not the network's.
         """
         if self.size is None or tuple(images.shape[2:]) == (self.size, self.size):
-            return images
+            return images if self.mode == "none" else images.float()
         if self.mode not in _IN_TENSORS:
             height, width = images.shape[2:]
             raise InputError(
