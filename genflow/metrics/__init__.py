@@ -41,6 +41,7 @@ _WHERE = {
     "frechet_distance": "frechet",
     "frechet_distance_from_features": "frechet",
     "frechet_distance_from_statistics": "frechet",
+    "frechet_influence": "influence",
     "frechet_report": "frechet",
     "inception_score": "classifier_score",
     "kernel_distance": "kernel",
