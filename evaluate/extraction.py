@@ -1,7 +1,8 @@
 """From a source of images to their features: each image read, prepared and seen by the network once, and kept.
 
 An interrupted run goes on where it stopped, and several processes share the work; either gives the very features that
-one process gives in one go, since the extractor fills every batch up to one size.
+one process gives in one go, since the extractor fills every batch up to one size. (A pipeline's images depend on their
+company to rounding, and so do their features.)
 """
 
 import time
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genflow.errors import InputError, check_number
+from genflow.errors import InputError, NonFiniteError, check_number
 from genflow.evaluate.console import progress_bar
 from genflow.evaluate.feature_cache import NOTES, POSITION, FeatureEntry, cache_folder, join_rows
 from genflow.evaluate.feature_set import FeatureSet
@@ -88,6 +89,7 @@ def extract(
     Raises:
         InputError: fewer images than ``count`` or than two, an unreadable image, one of a size that the network does
             not take, features that are NaN or infinite; the image is named. What was done until then is kept.
+        NonFiniteError: the source is a pipeline whose network gave NaN.
     """
     indices = draw_indices(len(source), count, seed)
     _need_two(len(indices), source)
@@ -106,16 +108,17 @@ def extract(
     if begins is not None:
         begins(len(missing))
     work = _Work(source, extractor, indices, entry)
-    problem = None
+    problem: tuple[str, str] | None = None
     try:
         with progress_bar("features", len(mine), progress and team.first and bool(mine), unit="images") as advance:
             size = batch_size or getattr(extractor, "batch_size", _BATCH)
             work.run(mine, advance, batch_size=size, workers=workers, skip_bad=skip_bad)
-    except InputError as error:
-        problem = str(error)
-    problems = [text for text in team.gather_json(problem) if text is not None]
-    if problems:
-        raise InputError(problems[0])
+    except (InputError, NonFiniteError) as error:
+        problem = ("input" if isinstance(error, InputError) else "network", str(error))
+    problems = [found for found in team.gather_json(problem) if found is not None]
+    if problems:  # all processes stop, and for the same reason
+        kind, text = problems[0]
+        raise InputError(text) if kind == "input" else NonFiniteError(text)
 
     rows = _gathered(team, [part for part in (kept, work.rows()) if part is not None])
     bad = [found for others in team.gather_json(work.bad) for found in others]
@@ -251,7 +254,7 @@ def _feature_set(
         FeatureStatistics.from_moments(moments["mean"], moments["covariance"], len(taken)),
         {
             **network,
-            **getattr(source, "describe", dict)(),
+            **source.describe(),
             "source": source.name,
             "count": len(taken),
             "available": len(source),

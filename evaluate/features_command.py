@@ -36,9 +36,7 @@ def check_features_file(argument: str, path: str | Path, *, half: bool = False) 
     check_output_file(argument, path)
     own = is_feature_set if path.suffix == ".safetensors" else holds_only_statistics
     if path.is_file() and not own(path):
-        raise InputError(
-            f"{argument}: {str(path)!r} is there and is no file of features or statistics; remove it first"
-        )
+        raise InputError(f"{argument}: {str(path)!r} is there and holds something else than features; remove it first")
 
 
 def write_features(path: str | Path, feature_set: "FeatureSet", *, half: bool = False) -> None:
