@@ -1,0 +1,125 @@
+"""The sections that are tables: the measured figures, figures by class, the protocol; and FD against samples."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from genflow.evaluate.measures import MEASURES, label, meaning
+from genflow.evaluate.report.figures import draw_extrapolation
+from genflow.evaluate.report.html import Cell, Markup, data_uri, element, join, scrolled, table
+from genflow.evaluate.report.view import View, absent, number, section
+from genflow.evaluate.table import ARROWS
+
+__all__ = ["classes_section", "extrapolation_section", "figures_section", "protocol_section"]
+
+_DIRECTIONS = {"up": "higher", "down": "lower", None: ""}
+_LISTED = 20
+_COLUMNS = {
+    "count": "samples",
+    "reference_count": "reference",
+    "fd": "FD",
+    "bias": "its bias",
+    "precision": "precision",
+    "recall": "recall",
+    "accuracy": "accuracy",
+}
+
+
+def figures_section(view: View) -> Markup:
+    """Every figure with its interval, which way is better, and what it means; and the warnings."""
+    result, protocol = view.result, view.protocol
+    rows = []
+    for key, value in result["metrics"].items():
+        measure = MEASURES[key]
+        interval, spread = result["intervals"].get(key), result["spreads"].get(key)
+        below = []
+        if spread is not None:
+            below.append(f"± {measure.form.format(spread)}")
+        if interval is not None:
+            ends = " to ".join(measure.form.format(interval[end]) for end in ("low", "high"))
+            below.append(f"{ends} ({interval['level']:.0%})")
+        rows.append(
+            (
+                join(label(key, protocol["features"]), element("small", meaning(key, protocol))),
+                Cell(join(measure.form.format(value), *(element("small", line) for line in below)), value),
+                f"{ARROWS[measure.direction]} {_DIRECTIONS[measure.direction]}".strip(),
+            )
+        )
+    warnings = [element("li", f"Warning: {text}") for text in protocol["warnings"]]
+    return section(
+        "figures",
+        "Figures",
+        element("ul", *warnings, class_="warnings") if warnings else None,
+        table(("measure", "value", "better"), rows, caption="Measured figures", class_="measures"),
+        *(element("p", f"Note: {text}", class_="note") for text in protocol["notes"]),
+    )
+
+
+def classes_section(view: View) -> Markup:
+    """A row a class, sortable by each column."""
+    title, by_class = "By class", view.result["per_class"]
+    if not by_class:
+        return section("classes", title, absent("Figures by class were not asked for, or no class is known."))
+    names = [key for key in _COLUMNS if key in by_class]
+    rows = []
+    for index, name in enumerate(by_class["classes"]):
+        values = [by_class[key][index] for key in names]
+        rows.append((name, *(Cell(number(value), value) for value in values)))
+    head = ("class", *(view.frechet if key == "fd" else _COLUMNS[key] for key in names))
+    body = table(head, rows, caption="Figures by class", sortable=True, class_="classes")
+    note = element("p", "Click a column's name to sort by it.", class_="note scripted")
+    return section("classes", title, note, scrolled(body, "Figures by class"))
+
+
+def extrapolation_section(view: View) -> Markup:
+    """The distance of subsets against their size, and its limit."""
+    title, found = f"{view.frechet} against the number of samples", view.evaluation.extrapolation
+    if found is None:
+        return section(
+            "extrapolation", title, absent(f"{view.frechet}-infinity was not asked for (--metrics fd-infinity).")
+        )
+    sizes, distances = [int(n) for n in found.sizes], [float(d) for d in found.distances]
+    text = (
+        f"The distance falls from {number(distances[0])} of {sizes[0]:,} samples to {number(distances[-1])} of "
+        f"{sizes[-1]:,}; the line through all points in 1/N ends at {number(found.value)}, with a "
+        f"standard error of {number(found.standard_error)}."
+    )
+    drawing = draw_extrapolation(sizes, distances, found.value, found.slope, name=view.frechet, text=text)
+    note = "A Frechet distance of few samples comes out too large, by an amount that falls as 1/N. " + text
+    return section("extrapolation", title, element("p", note, class_="note"), element("div", drawing, class_="plot"))
+
+
+def protocol_section(view: View) -> Markup:
+    """All that the figures depend on, and the whole result as a file."""
+    rows = [(name, text) for name, text in _flat(view.protocol)]
+    content = json.dumps(view.result, indent=2, allow_nan=False) + "\n"
+    link = element(
+        "a",
+        "Figures and protocol as JSON",
+        href=data_uri("application/json", content.encode()),
+        download="evaluation.json",
+    )
+    return section(
+        "protocol",
+        "Protocol",
+        element("p", link),
+        element(
+            "details",
+            element("summary", "All that the figures depend on"),
+            table(("setting", "value"), rows, caption="Protocol", class_="protocol"),
+        ),
+    )
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """A row for each number or word in nested settings; of a long list the beginning."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name} / {key}" if name else key)
+    elif isinstance(value, list) and value:
+        words = [item if isinstance(item, str) else json.dumps(item) for item in value[:_LISTED]]
+        if len(value) > _LISTED:
+            words.append(f"and {len(value) - _LISTED:,} more, in the JSON")
+        yield name, "; ".join(words)
+    else:
+        yield name, value if isinstance(value, str) else json.dumps(value)
