@@ -7,11 +7,13 @@ _WHERE = {
     "Reference": "reference",
     "Samples": "samples",
     "Side": "evaluation",
+    "compare_sets": "compare",
     "evaluate": "run",
     "evaluate_in_detail": "run",
     "load_reference": "reference",
     "load_samples": "samples",
-    "print_table": "run",
+    "print_comparison": "table",
+    "print_table": "table",
     "save_reference": "reference",
 }
 

@@ -11,7 +11,9 @@ from genflow.evaluate.feature_set import FeatureSet
 if TYPE_CHECKING:
     import numpy as np
 
+    from genflow.evaluate.pair import Pair
     from genflow.evaluate.sources import ImageSource
+    from genflow.metrics.copies import Memorization
     from genflow.metrics.extrapolation import Extrapolation
     from genflow.metrics.neighbours import NeighbourDetails
 
@@ -52,7 +54,9 @@ class Evaluation:
         neighbours: per-sample results of precision, recall, density, coverage and authenticity; None where none of
             them was asked for.
         extrapolation: of FD-infinity, where that was asked for.
-        train: the training set of memorization; None where none was given.
+        memorization: nearest training images, where a training set was given and that was asked for.
+        train: the training set; None where none was given.
+        pair: both sides with what was computed of them; resamples come from it.
     """
 
     result: dict[str, Any]
@@ -60,4 +64,6 @@ class Evaluation:
     reference: Side
     neighbours: NeighbourDetails | None = None
     extrapolation: Extrapolation | None = None
+    memorization: Memorization | None = None
     train: Side | None = None
+    pair: Pair | None = None

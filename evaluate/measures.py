@@ -12,8 +12,21 @@ from torch import Tensor
 
 from genflow.errors import InputError, check_choice
 from genflow.evaluate.pair import Pair
+from genflow.metrics.resampled_kernel import resampled_kernel_distances
 
-__all__ = ["DEFAULT", "MEASURES", "NEEDS", "Measure", "choose", "label", "meaning", "missing", "parse_metrics"]
+__all__ = [
+    "COVERING",
+    "DEFAULT",
+    "MEASURES",
+    "NEEDS",
+    "Measure",
+    "Naming",
+    "choose",
+    "label",
+    "meaning",
+    "missing",
+    "parse_metrics",
+]
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,7 @@ class Measure:
         each: of a mean of single samples' values: those values.
         over: whose samples these are, ``"generated"`` or ``"reference"``; what a bootstrap draws from.
         again: of any other: the figure of these rows of the generated samples, for a bootstrap.
+        together: of any other: the figures of many resamples at once, from how often each holds each sample.
     """
 
     label: str
@@ -43,6 +57,7 @@ class Measure:
     each: Callable[[Pair], Tensor] | None = None
     over: Literal["generated", "reference"] = "generated"
     again: Callable[[Pair, Tensor], float] | None = None
+    together: Callable[[Pair, Tensor], Tensor] | None = None
 
 
 def _frechet(name: str) -> Measure:
@@ -52,7 +67,7 @@ def _frechet(name: str) -> Measure:
         "{:.4f}",
         "squared Frechet distance of Gaussians fitted to the features; 0 is best",
         (),
-        lambda pair: pair.frechet,
+        lambda pair: pair.frechet.distance,
         again=Pair.frechet_of,
     )
 
@@ -76,8 +91,8 @@ def _within_classes(name: str) -> Measure:
         "{:.4f}",
         "mean over classes of the distance between samples and reference of that class",
         ("features", "labels", "reference_labels"),
-        lambda pair: pair.classes.intra_fid,
-        again=Pair.intra_of,
+        lambda pair: pair.within_classes,
+        again=Pair.within_classes_of,
     )
 
 
@@ -124,6 +139,9 @@ MEASURES: Mapping[str, Measure] = {
         ("features",),
         lambda pair: pair.kernel.mean,
         spread=lambda pair: pair.kernel.std,
+        together=lambda pair, counts: resampled_kernel_distances(
+            pair.reference.features, pair.generated.features, counts
+        ),
     ),
     "is": Measure(
         "Inception Score ({features})",
@@ -157,10 +175,10 @@ MEASURES: Mapping[str, Measure] = {
         "memorization",
         "down",
         "{:.4f}",
-        "share of samples at most {memorization_ratio:.2f} times as far from the nearest training image as the next",
+        "share of samples under {memorization_ratio:.2f} times as far from the nearest training image as from the next",
         ("features", "train"),
         lambda pair: pair.memorization.share,
-        each=lambda pair: pair.memorized,
+        each=lambda pair: pair.memorization.copied,
     ),
     "accuracy": Measure(
         "accuracy",
@@ -173,12 +191,16 @@ MEASURES: Mapping[str, Measure] = {
     ),
     "saturation": _of_images("saturation", "mean of HSV's S: 0 is grey, 1 pure colours"),
     "contrast": _of_images("contrast", "standard deviation of the luma within an image, 0 to 0.5"),
-    "colourfulness": _of_images("colourfulness", "Hasler and Suesstrunk's M3: 0 is grey, 33 moderately colourful"),
+    "colourfulness": _of_images("colourfulness", "0 is grey, 33 moderately colourful (Hasler and Suesstrunk)"),
+    "clipped_share": _of_images("clipped_share", "share of values that are black or full"),
 }
 """In the order of tables."""
 
 DEFAULT = ("fd", "precision", "recall", "density", "coverage", "memorization", "accuracy")
 """Those of them that can be had, where none is asked for."""
+
+COVERING = frozenset({"precision", "recall", "density", "coverage", "authenticity"})
+"""Those of nearest neighbours."""
 
 NEEDS = {
     "features": "the features of both sides, of which statistics are not enough",
@@ -216,31 +238,54 @@ def parse_metrics(metrics: str | Iterable[str] | None) -> tuple[str, ...] | None
     return tuple(keys)
 
 
+@dataclass(frozen=True)
+class Naming:
+    """What the features are called, and whether a Frechet distance in them is called FID."""
+
+    features: str
+    fid: bool
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, features: str, *, published: bool, wanted: Sequence[str] | None) -> "Naming":
+        """``published``: whether these are Inception's with the weights that everybody's FID uses.
+
+        Of an Inception whose weights are not known as such a distance is called FID where it is asked for by that name.
+        """
+        asked = any(key in _PLAIN for key in wanted or ())
+        if features == "inception" and published:
+            return cls(features, True)
+        if features == "inception" and asked:
+            note = "called FID as asked for; these Inception weights are not known here as the published ones"
+            return cls(features, True, (note,))
+        if features == "inception":
+            note = "called FD, since these Inception weights are not known here as the published ones"
+            return cls(features, False, (note,))
+        note = f"fid is in Inception's features; in those of {features} it is called FD, and no FID compares with it"
+        return cls(features, False, (note,) if asked else ())
+
+
 def choose(
-    wanted: Sequence[str] | None, facts: Mapping[str, bool | None], *, inception: bool, features: str
+    wanted: Sequence[str] | None, facts: Mapping[str, bool | None], naming: Naming, extra: Sequence[str] = ()
 ) -> tuple[str, ...]:
     """The keys to compute, in the order of tables: what is wanted, by default all of :data:`DEFAULT` that can be had.
 
     Args:
         facts: of what is in :data:`NEEDS`, whether it is there; None where that is not known yet. ``images.NAME``
             stands for each figure of images.
-        inception: whether a Frechet distance in these features is called FID.
-        features: their name.
+        extra: wanted too.
 
     Raises:
         InputError: one that is wanted cannot be had; the message says why.
     """
-    if wanted is None:
-        keys = [key for key in DEFAULT if missing(key, facts) is None]
-    else:
-        keys = list(wanted)
-        for key in keys:
-            lacking = missing(key, facts)
-            if lacking is not None:
-                reason = NEEDS[lacking.partition(".")[0]].format(features=features)
-                raise InputError(f"metrics: {key.replace('_', '-')} needs {reason}")
-    names = _INCEPTION if inception else _PLAIN
-    chosen = {names.get(key, key) for key in keys}
+    keys = [key for key in DEFAULT if missing(key, facts) is None] if wanted is None else list(wanted)
+    for key in (*keys, *extra):
+        lacking = missing(key, facts)
+        if lacking is not None:
+            reason = NEEDS[lacking.partition(".")[0]].format(features=naming.features)
+            raise InputError(f"metrics: {key.replace('_', '-')} needs {reason}")
+    names = _INCEPTION if naming.fid else _PLAIN
+    chosen = {names.get(key, key) for key in (*keys, *extra)}
     return tuple(key for key in MEASURES if key in chosen)
 
 
@@ -251,9 +296,11 @@ def missing(key: str, facts: Mapping[str, bool | None]) -> str | None:
 
 def label(key: str, features: str) -> str:
     """What tables call the metric in these features."""
-    return MEASURES[key].label.format(features=features)
+    return MEASURES[key].label.format(features=features.removesuffix("-classifier"))
 
 
 def meaning(key: str, protocol: Mapping[str, Any]) -> str:
     """The metric in a line, with the numbers of this protocol."""
-    return MEASURES[key].meaning.format_map(protocol)
+    text = MEASURES[key].meaning.format_map(protocol)
+    aim = protocol["reference_images"].get(key)
+    return text if aim is None else f"{text}; {MEASURES[key].form.format(aim)} in the reference"

@@ -7,6 +7,7 @@ from typer.core import TyperGroup
 
 from genflow.cli.help import help_text
 from genflow.evaluate.command import evaluate
+from genflow.evaluate.compare_command import evaluate_compare
 from genflow.evaluate.features_command import evaluate_features
 
 __all__ = ["app"]
@@ -31,7 +32,7 @@ class CommandAndGroup(TyperGroup):
 app = typer.Typer(cls=CommandAndGroup, context_settings={"help_option_names": ["-h", "--help"]})
 
 
-for _name, _command in ((_OWN, evaluate), ("features", evaluate_features)):
+for _name, _command in ((_OWN, evaluate), ("features", evaluate_features), ("compare", evaluate_compare)):
     app.command(_name, help=help_text(_command.__doc__))(_command)
 
 
