@@ -133,6 +133,8 @@ class TarSource(_Archive):
                         raise InputError(f"{self.path}: {path} is stored with holes; allowed: whole files")
                     members[path] = info.offset_data, info.size  # of two with one name the later, as tar has it
                 archive.members = []  # or each would be kept
+            if not self._handle(archive.offset, 1):
+                raise EOFError("it is cut short: tar's end mark is missing")
         return members
 
     def _member(self, member: tuple[int, int], size: int | None) -> bytes:

@@ -20,7 +20,7 @@ __all__ = ["is_statistics_file", "open_source"]
 
 _FASHION_MNIST = "fashion-mnist"
 _SPLITS = ("train", "test")
-_DATASET_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_DATASET_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SUFFIXES = (*ARCHIVE_SUFFIXES, ".npz", ".npy", ".gz", ".safetensors")  # a file that is not there, not a data set
 
 

@@ -2,16 +2,19 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from genflow.evaluate.sources.pixels import Picture, picture_of
-from genflow.images import decode_image
+from genflow.images import UnreadableImageError, decode_image
 
 __all__ = ["EncodedSource", "ImageSource", "Picture", "Source"]
+
+
+_UNREADABLE = b"\xff" * 8  # in the place of a length
 
 
 class ImageSource(Protocol):
@@ -92,10 +95,12 @@ class EncodedSource(Source):
 
     def content_hash(self, indices: Sequence[int] | None = None) -> str:
         digest = hashlib.sha256(b"files\n")
-        for data in self._files(range(len(self)) if indices is None else indices):
+        for index in range(len(self)) if indices is None else indices:
+            try:
+                data = self.read_bytes(index)
+            except UnreadableImageError:  # whoever decodes it will name it
+                digest.update(_UNREADABLE)
+                continue
             digest.update(len(data).to_bytes(8, "big"))
             digest.update(data)
         return digest.hexdigest()
-
-    def _files(self, indices: Sequence[int]) -> Iterator[bytes]:
-        return map(self.read_bytes, indices)
