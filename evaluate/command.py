@@ -73,11 +73,11 @@ def evaluate(
     if report is not None:
         check_output_file("--report", report)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    from genflow.evaluate import run
+    from genflow.evaluate import evaluate_in_detail, print_table
     from genflow.processes import choose_device, processes
 
     place = choose_device(device)
-    evaluation = run.evaluate_in_detail(
+    evaluation = evaluate_in_detail(
         samples,
         reference,
         features=features,
@@ -104,7 +104,7 @@ def evaluate(
     )
     if not processes(cpu=place.type == "cpu").first:
         return
-    run.print_table(evaluation.result)
+    print_table(evaluation.result)
     if json_file is not None:
         write_json(json_file, evaluation.result)
     if report is not None:
