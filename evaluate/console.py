@@ -39,12 +39,14 @@ def progress_bar(
 ) -> Iterator[Callable[[int], None]]:
     """Yield ``advance(n)``; a bar over ``total`` appears on stderr once the work has taken ``delay`` seconds.
 
+    Where stderr is no terminal none does.
     With a ``unit`` the bar also says how many of it are done a second.
     """
     columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()]
     if unit is not None:
         columns.append(_Rate(unit))
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    bar = Progress(*columns, console=console, transient=True)
     task = bar.add_task(description, total=total)
     begun = time.monotonic()
     shown = False
@@ -52,7 +54,7 @@ def progress_bar(
     def advance(count: int) -> None:
         nonlocal shown
         bar.advance(task, count)
-        if enabled and not shown and time.monotonic() - begun > delay:
+        if enabled and console.is_terminal and not shown and time.monotonic() - begun > delay:
             shown = True
             bar.start()
 
