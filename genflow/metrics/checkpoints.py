@@ -93,7 +93,7 @@ _IGNORED = frozenset({"PROTO", "FRAME"})
 
 def _integers(value: Any, what: str) -> tuple[int, ...]:
     if not isinstance(value, tuple) or not all(type(number) is int and number >= 0 for number in value):
-        raise _RefusedError(f"a tensor with the {what} {value!r}")
+        raise _RefusedError(f"a tensor whose {what} is not made of natural numbers")
     return value
 
 
@@ -106,7 +106,7 @@ def _call(function: Any, arguments: Any) -> Any:
         pairs = arguments[0] if arguments else []
         if len(arguments) > 1 or not isinstance(pairs, list) or not all(len(pair) == 2 for pair in pairs):
             raise _RefusedError("an OrderedDict of something that is no list of pairs")
-        return _Dict((pair[0], pair[1]) for pair in pairs)
+        return _pairs([part for pair in pairs for part in pair])
     if name == "torch Size" and len(arguments) == 1:
         return _integers(tuple(arguments[0]), "size")
     if name in ("torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2") and len(arguments) >= 4:
@@ -124,18 +124,19 @@ def _call(function: Any, arguments: Any) -> Any:
 def _storage(reference: Any) -> _Storage:
     """What a persistent id names: ("storage", type, key, device, length[, view])."""
     if not isinstance(reference, tuple) or len(reference) < 5 or reference[0] != "storage":
-        kind = reference[0] if isinstance(reference, tuple) and reference else reference
-        raise _RefusedError(f"a reference to {kind!r}, which is no storage")
+        raise _RefusedError("a reference to something that is no storage")
     kind, key, numel = reference[1], reference[2], reference[4]
-    name = kind.name.removeprefix("torch ") if isinstance(kind, _Name) else repr(kind)
-    if name not in _STORAGES:
-        raise _RefusedError(f"a storage of {name}")
+    name = kind.name.removeprefix("torch ") if isinstance(kind, _Name) else ""
+    if name not in _STORAGES or not isinstance(key, (str, int)):
+        raise _RefusedError(f"a storage of an unknown kind {name}")
     if len(reference) > 5 and reference[5] is not None:
         raise _RefusedError("a view of a storage (a layout of torch before 0.4)")
     return _Storage(str(key), _STORAGES[name], _integers((numel,), "length")[0])
 
 
 def _pairs(flat: list[Any]) -> _Dict:
+    if not all(isinstance(key, (str, int)) for key in flat[::2]):
+        raise _RefusedError("a dictionary whose keys are neither strings nor integers")
     return _Dict(zip(flat[::2], flat[1::2], strict=True))
 
 
@@ -148,7 +149,7 @@ class _Machine:
         self.storages: dict[str, _Storage] = {}
         self.actions: dict[str, Callable[[Any], None]] = {
             "GLOBAL": lambda name: self.push(self.find(name)),
-            "STACK_GLOBAL": lambda _: self.push(self.find(" ".join(map(str, self.pop(2))))),
+            "STACK_GLOBAL": lambda _: self.push(self.find(" ".join(self.pop(2)))),
             "BINPERSID": self.refer,
             "REDUCE": lambda _: self.push(_call(*self.pop(2))),
             "BUILD": self.build,
@@ -266,6 +267,8 @@ def _read_zip(path: Path) -> dict[str, Tensor]:
             raise _RefusedError("TorchScript: give its path as the feature network, not as weights")
         if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
             raise _RefusedError("numbers of big-endian byte order")
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise _RefusedError("compressed parts, which torch does not write")
         found = _Machine().run(io.BytesIO(archive.read(f"{root}data.pkl")))
         return _collect(found, lambda storage: _numbers(bytearray(archive.read(f"{root}data/{storage.key}")), storage))
 
@@ -279,7 +282,8 @@ def _read_stream(path: Path) -> dict[str, Tensor]:
             raise _RefusedError("numbers of big-endian byte order")
         machine = _Machine()
         found, keys = machine.run(file), _Machine().run(file)
-        if not isinstance(keys, list) or not set(keys) >= machine.storages.keys():
+        strings = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+        if not strings or not set(keys) >= machine.storages.keys():
             raise _RefusedError("no list of its storages")
         numbers: dict[str, Tensor] = {}
         for key in keys:  # in this order the numbers follow, each storage with its count before it

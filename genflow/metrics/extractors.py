@@ -44,7 +44,7 @@ def _inception(layer: str, *, weights, resize, batch_size, device, dtype) -> Net
             f"{INCEPTION_FILES[1]} (github.com/mseitzer/pytorch-fid, release fid_weights) into {cache_root()}, "
             f"or name the file by weights= or ${WEIGHTS_VARIABLE}"
         )
-    network = InceptionV3().load(read_checkpoint(file), str(file))
+    network = InceptionV3.from_tensors(read_checkpoint(file), str(file))
     name = "inception" if layer == "2048" else f"inception:{layer}"
     mode = resize or "legacy"
     # the graph itself takes (x - 128) / 128; pytorch-fid maps [0, 1] to [-1, 1], and its numbers need its scaling

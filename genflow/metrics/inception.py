@@ -195,7 +195,6 @@ class InceptionV3(nn.Module):
             self.add_module(name, block)
             channels = block.channels
         self.fc = nn.Linear(channels, NUM_CLASSES)
-        self.to(memory_format=torch.channels_last)  # 1.5 times as fast on a CPU, measured
 
     def forward(self, images: Tensor, layer: str = "2048") -> tuple[Tensor, Tensor | None]:
         """Features ``(B, D)`` of ``layer`` (a key of :data:`LAYERS`), and of the last also the logits ``(B, 1008)``.
@@ -218,13 +217,16 @@ class InceptionV3(nn.Module):
         features = x.mean((2, 3))
         return features, F.linear(features, self.fc.weight)
 
-    def load(self, tensors: Mapping[str, Tensor], source: str) -> "InceptionV3":
-        """Take weights by name, from a file that messages call ``source``; returns the network, in evaluation mode.
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], source: str) -> "InceptionV3":
+        """The network with the weights of a file, which messages call ``source``; in evaluation mode, frozen.
 
         Raises:
             InputError: a tensor is missing, of another shape, or unknown; the first is named.
         """
-        own = self.state_dict()
+        with torch.device("meta"):
+            network = cls()
+        own = network.state_dict()
         for name, tensor in own.items():
             if name not in tensors:
                 raise InputError(f"weights: {source} has no {name!r}: these are not weights of the FID's Inception")
@@ -234,8 +236,9 @@ class InceptionV3(nn.Module):
         for name in tensors:
             if name not in own and not name.endswith(".num_batches_tracked"):
                 raise InputError(f"weights: {source} holds {name!r}, which the FID's Inception has not")
-        self.load_state_dict({name: tensors[name].float() for name in own})
-        return self.eval().requires_grad_(False)
+        network.load_state_dict({name: tensors[name].float() for name in own}, assign=True)
+        # this order of numbers is 1.5 times as fast on a CPU, measured
+        return network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def random_inception(seed: int = 0) -> InceptionV3:
@@ -244,16 +247,17 @@ def random_inception(seed: int = 0) -> InceptionV3:
     Convolutions keep the variance (He et al. 2015); kept means, variances, scales and shifts are all at work.
     """
     generator = torch.Generator().manual_seed(seed)
-    network = InceptionV3()
-    with torch.no_grad():
-        for name, tensor in network.state_dict().items():
-            if tensor.ndim > 1:
-                tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
-            elif name.endswith(("running_var", "bn.weight")):
-                tensor.uniform_(0.7, 1.3, generator=generator)
-            else:
-                tensor.normal_(0, 0.1, generator=generator)
-    return network.eval().requires_grad_(False)
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in InceptionV3().state_dict().items()}
+    tensors = {}
+    for name, shape in shapes.items():
+        if len(shape) > 1:
+            tensors[name] = torch.randn(shape, generator=generator) * (2 / shape[1:].numel()) ** 0.5
+        elif name.endswith(("running_var", "bn.weight")):
+            tensors[name] = 0.7 + 0.6 * torch.rand(shape, generator=generator)
+        else:
+            tensors[name] = 0.1 * torch.randn(shape, generator=generator)
+    return InceptionV3.from_tensors(tensors, f"seed {seed}")
 
 
 def save_inception(network: InceptionV3, path: str | Path) -> None:

@@ -16,15 +16,13 @@ WEIGHTS_VARIABLE = "GENFLOW_WEIGHTS"
 """The environment variable that names a file of weights, or a folder of them."""
 
 
-def find_weights(
-    names: Sequence[str], given: str | Path | None = None, *, folder: bool = False, places: Sequence[Path] = ()
-) -> Path | None:
+def find_weights(names: Sequence[str], given: str | Path | None = None, *, folder: bool = False) -> Path | None:
     """The first file (or with ``folder`` the first folder) called one of ``names``.
 
     Looked for in ``given`` alone where it is given: the file itself under any name, or a folder that holds one. Else in
     $GENFLOW_WEIGHTS, which is taken in the same way (a file only where it has one of the names), then in
     ``$GENFLOW_CACHE`` or ``~/.cache/genflow``, then in torch's own ``~/.cache/torch/hub/checkpoints``, where
-    torch-fidelity and pytorch-fid keep theirs, then in ``places``.
+    torch-fidelity and pytorch-fid keep theirs.
 
     Raises:
         InputError: ``given`` or the variable's path does not exist, or ``given`` holds nothing of these names.
@@ -43,7 +41,7 @@ def find_weights(
             kind = "folder" if folder else "file"
             raise InputError(f"weights: {str(given)!r} holds no {kind} named {' or '.join(names)}")
         return inside[0]
-    roots = [cache_root(), Path(torch.hub.get_dir()) / "checkpoints", *places]
+    roots = [cache_root(), Path(torch.hub.get_dir()) / "checkpoints"]
     if variable:
         variable = Path(variable).expanduser()
         if variable.name in names and is_wanted(variable):

@@ -170,7 +170,8 @@ def test_the_program_by_hand_is_a_good_one(tmp_path):
         (tensor_program(0, (2, 2), (1,)), "damaged"),
         (tensor_program(0, (4,), (1,), STORAGE.replace(b"K\x04", b"K\x05")), "16 bytes for 5"),
         (tensor_program(0, (4,), (1,), STORAGE.replace(b"FloatStorage", b"QInt8Storage")), "torch.QInt8Storage"),
-        (tensor_program(0, (4,), (1,), STORAGE.replace(b"storage", b"module_")), "module_"),
+        (tensor_program(0, (4,), (1,), STORAGE.replace(b"ctorch\nFloatStorage\n", b"K\x01")), "an unknown kind"),
+        (tensor_program(0, (4,), (1,), STORAGE.replace(b"storage", b"module_")), "no storage"),
         (tensor_program(0, (4,), (1,), STORAGE.replace(b"X\x01\x00\x00\x000", b"X\x01\x00\x00\x009")), "data/9"),
         (b"\x80\x02(S'touch made'\niposix\nsystem\n.", "opcode INST"),
         (b"\x80\x02(cposix\nsystem\nX\x01\x00\x00\x00xo.", "posix.system"),
@@ -185,7 +186,9 @@ def test_the_program_by_hand_is_a_good_one(tmp_path):
         (b"\x80\x02h\x07.", "damaged"),
         (b"\x80\x02.", "damaged"),
         (b"\x80\x02}K\x01", "damaged"),
-        (b"\x80\x02}]K\x01s.", "damaged"),
+        (b"\x80\x02}]K\x01s.", "keys"),
+        (b"\x80\x02})\x85\x85K\x01s.", "keys"),
+        (b"\x80\x04K\x01K\x02\x93.", "damaged"),
         (b"not a pickle", "damaged"),
         (b"", "damaged"),
     ],
@@ -226,8 +229,28 @@ def test_other_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"without data\.pkl"):
         read_checkpoint(tmp_path / "zip")
     program = tensor_program(0, (4,), (1,))
+    with zipfile.ZipFile(tmp_path / "bomb", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", program)
+        archive.writestr("archive/data/0", bytes(16))
+    with pytest.raises(InputError, match="compressed"):
+        read_checkpoint(tmp_path / "bomb")
     with pytest.raises(InputError, match="big-endian"):
         read_checkpoint(write_zip(tmp_path / "big", program, bytes(16), byteorder=b"big"))
     torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
     with pytest.raises(InputError, match="TorchScript"):
         read_checkpoint(tmp_path / "script.pt")
+
+
+def test_a_pickle_that_doubles_itself_costs_nothing(tmp_path):
+    """Sixty tuples, each of the last one twice: reading, comparing or printing the whole would never end."""
+    doubling = b"q\x01" + b"h\x01h\x01\x86q\x01" * 60
+    for program in (
+        b"\x80\x02)" + doubling + b".",
+        b"\x80\x02})" + doubling + b"K\x01s.",
+        b"\x80\x02)" + doubling + b"Q.",
+    ):
+        with pytest.raises(InputError, match="holds"):
+            read_checkpoint(write_zip(tmp_path / "a.pth", program))
+    inside = tensor_program(0, (4,), (1,)).replace(b"(J\x04\x00\x00\x00t", b")" + doubling)
+    with pytest.raises(InputError, match="holds a tensor whose"):
+        read_checkpoint(write_zip(tmp_path / "a.pth", inside, bytes(16)))
