@@ -65,6 +65,7 @@ _WHERE = {
     "neighbour_details": "neighbours",
     "neighbour_metrics": "neighbours",
     "neighbour_radii": "neighbours",
+    "picture_statistics": "image_statistics",
     "rms_distance": "distance",
     "saturation": "image_statistics",
     "save_classifier": "classifier",

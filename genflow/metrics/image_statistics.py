@@ -20,6 +20,7 @@ __all__ = [
     "colourfulness",
     "contrast",
     "magnitude_score",
+    "picture_statistics",
     "saturation",
 ]
 
@@ -69,6 +70,38 @@ def clipped_share(images: Tensor) -> Tensor:
     """Share of values that an 8-bit picture would hold as 0 or 255. Raises InputError on another shape or range."""
     level = (255 * _unit(images)).round()
     return ((level <= 0) | (level >= 255)).to(torch.float32).mean((1, 2, 3))
+
+
+def picture_statistics(pictures: Tensor) -> dict[str, Tensor]:
+    """``saturation``, ``contrast``, ``colourfulness`` and ``clipped_share`` of uint8 pictures ``(N, C, H, W)``, C 1 or 3.
+
+    What the functions of these names give for ``pictures / 127.5 - 1``, several times faster: one pass over bytes
+    instead of four over floats. Raises InputError on another shape or dtype.
+    """
+    if pictures.ndim != 4 or pictures.shape[1] not in (1, 3) or 0 in pictures.shape or pictures.dtype != torch.uint8:
+        raise InputError(
+            f"pictures: got {pictures.dtype} {tuple(pictures.shape)}; allowed: uint8 (N, C, H, W), C = 1 or 3"
+        )
+    flat = pictures.flatten(2)
+    clipped = ((flat == 0) | (flat == 255)).sum((1, 2), dtype=torch.int32) / flat[0].numel()
+    if flat.shape[1] == 1:
+        zero = torch.zeros_like(clipped)
+        spread = _moments(flat[:, 0].float())[1].sqrt() / 255
+        return {"saturation": zero, "contrast": spread, "colourfulness": zero.clone(), "clipped_share": clipped}
+    red, green, blue = flat.unbind(1)
+    high, low = red.maximum(green).maximum(blue), red.minimum(green).minimum(blue)
+    pure = ((high - low).float() / high.clamp_min(1)).mean(1)
+    red, green, blue = flat.float().unbind(1)
+    spread = _moments(_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue)[1].sqrt() / 255
+    (rg, rg_variance), (yb, yb_variance) = _moments(red - green), _moments((red + green) / 2 - blue)
+    colour = (rg_variance + yb_variance).sqrt() + 0.3 * (rg.square() + yb.square()).sqrt()
+    return {"saturation": pure, "contrast": spread, "colourfulness": colour, "clipped_share": clipped}
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (divided by the number) along the last axis."""
+    mean = values.mean(1)
+    return mean, (values - mean[:, None]).square_().mean(1)
 
 
 def magnitude_score(

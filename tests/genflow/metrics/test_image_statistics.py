@@ -19,6 +19,7 @@ from genflow.metrics import (
     colourfulness,
     contrast,
     magnitude_score,
+    picture_statistics,
     rms_distance,
     saturation,
 )
@@ -189,3 +190,40 @@ def test_rms_distance():
     assert rms_distance(first, second).tolist() == pytest.approx([0, math.sqrt(2)])
     with pytest.raises(InputError, match="reference: got shape"):
         rms_distance(first, second[:1])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    channels=st.sampled_from([1, 3]),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    levels=st.sampled_from([1, 2, 256]),
+)
+def test_figures_of_bytes_are_those_of_floats(seed, channels, size, levels) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    step = 255 // max(levels - 1, 1)
+    pictures = torch.randint(0, levels, (4, channels, *size), generator=generator) * step
+    pictures = pictures.to(torch.uint8)
+    found = picture_statistics(pictures)
+    for figure in IMAGE_FIGURES:
+        torch.testing.assert_close(
+            found[figure.__name__], figure(pictures / 127.5 - 1), rtol=1e-5, atol=1e-5, msg=figure.__name__
+        )
+    assert set(found) == {figure.__name__ for figure in IMAGE_FIGURES}
+
+
+def test_figures_of_one_colour_are_exact() -> None:
+    found = picture_statistics(torch.tensor([200, 100, 50], dtype=torch.uint8).view(1, 3, 1, 1).repeat(1, 1, 300, 300))
+    assert found["contrast"].item() < 1e-6
+    assert found["saturation"].item() == pytest.approx(0.75, rel=1e-6)
+    assert found["colourfulness"].item() == pytest.approx(0.3 * math.hypot(100, 100), rel=1e-5)
+    assert found["clipped_share"].item() == 0
+
+
+@pytest.mark.parametrize(
+    "pictures",
+    [torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2, 2, dtype=torch.uint8), torch.zeros(0, 3, 2, 2, dtype=torch.uint8)],
+)
+def test_what_are_no_pictures_is_refused(pictures) -> None:
+    with pytest.raises(InputError, match="pictures: got"):
+        picture_statistics(pictures)
