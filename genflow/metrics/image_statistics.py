@@ -73,7 +73,7 @@ def clipped_share(images: Tensor) -> Tensor:
 
 
 def picture_statistics(pictures: Tensor) -> dict[str, Tensor]:
-    """``saturation``, ``contrast``, ``colourfulness`` and ``clipped_share`` of uint8 pictures ``(N, C, H, W)``, C 1 or 3.
+    """``saturation``, ``contrast``, ``colourfulness``, ``clipped_share`` of uint8 pictures ``(N, C, H, W)``, C 1 or 3.
 
     What the functions of these names give for ``pictures / 127.5 - 1``, several times faster: one pass over bytes
     instead of four over floats. Raises InputError on another shape or dtype.
