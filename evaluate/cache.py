@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from genflow.files import atomic_path
 
-__all__ = ["cached_tensors", "read_tensors", "write_tensors"]
+__all__ = ["cached_tensors", "read_tensors", "save_tensors", "write_tensors"]
 
 
 def cached_tensors(
@@ -46,9 +47,20 @@ def read_tensors(path: str | Path, record: Mapping[str, Any]) -> dict[str, Tenso
 def write_tensors(path: str | Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Write ``tensors`` atomically, with ``record`` and a digest in the header; return them as they would be read."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {"record": _text(record), "sha256": _digest(tensors)})
+    save_tensors(path, tensors, {"record": _text(record), "sha256": _digest(tensors)})
     return tensors
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """Write a safetensors file atomically, without a copy of it in memory, as readable to others as any new file.
+
+    (safetensors' own writer leaves files that only their owner can read.)
+    """
+    with atomic_path(path) as temporary:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
+        save_file(dict(tensors), temporary, dict(header))
+        temporary.chmod(mode)
 
 
 def _text(record: Mapping[str, Any]) -> str:

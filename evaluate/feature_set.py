@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from genflow.errors import InputError
-from genflow.files import atomic_path
+from genflow.evaluate.cache import save_tensors
 from genflow.metrics.statistics import FeatureStatistics
 
 __all__ = ["SAMPLE_KEYS", "FeatureSet", "check_comparable", "is_feature_set", "load_feature_set", "save_feature_set"]
@@ -88,8 +87,7 @@ def save_feature_set(path: str | Path, feature_set: FeatureSet, *, half: bool = 
     }
     text = json.dumps(header, sort_keys=True, allow_nan=False)
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(whole, temporary, {_HEADER: text})
+    save_tensors(path, whole, {_HEADER: text})
 
 
 def _half(name: str, tensor: Tensor) -> Tensor:

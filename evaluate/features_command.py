@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,14 +52,6 @@ def write_features(path: str | Path, feature_set: "FeatureSet", *, half: bool = 
 
 
 def evaluate_features(
-    samples: Annotated[
-        str,
-        typer.Argument(
-            help="A folder, .zip or .tar of images, an .npz, .npy or IDX file, fashion-mnist[:train|:test] or a data "
-            "set's id.",
-            show_default=False,
-        ),
-    ],
     out: Annotated[
         Path,
         typer.Option(
@@ -68,6 +61,16 @@ def evaluate_features(
             show_default=False,
         ),
     ],
+    samples: Annotated[
+        str | None,
+        typer.Argument(
+            help="A folder, .zip or .tar of images, an .npz, .npy or IDX file, fashion-mnist[:train|:test] or a data "
+            "set's id.",
+            show_default=False,
+        ),
+    ] = None,
+    model: options.Model = None,
+    num: options.Num = None,
     count: options.Count = None,
     seed: options.Seed = 0,
     skip_bad: options.SkipBad = False,
@@ -85,8 +88,8 @@ def evaluate_features(
 ) -> None:
     """Compute features and statistics of images once, for 'genflow evaluate SAMPLES --reference FILE'.
 
-    The file says which network, weights and resize mode made the features (inception by default); what was made by
-    others is refused in a comparison with it.
+    The network is inception by default, for the data set fashion-mnist its classifier. The file says which network,
+    weights and resize mode made the features; what was made by others is refused in a comparison with it.
 
     Features are also kept by content in $GENFLOW_CACHE/features, else ~/.cache/genflow/features, where a run that was
     stopped goes on; at most 8 GiB, those used longest ago go first. Remove the folder to clear it.
@@ -96,7 +99,8 @@ def evaluate_features(
     \b
       genflow evaluate features photos/ --out photos.safetensors
       genflow evaluate features train.zip --resize clean --count 50000 --out clean.npz
-      genflow evaluate features fashion-mnist:train --features fashion-mnist --half --out train.safetensors
+      genflow evaluate features fashion-mnist:train --half --out train.safetensors
+      genflow evaluate features --model fashion-mnist --num 10000 --out samples.safetensors
       accelerate launch --num_processes 4 -m genflow evaluate features photos/ --out photos.safetensors
     """
     check_features_file("--out", out, half=half)
@@ -106,16 +110,27 @@ def evaluate_features(
         check_number("--workers", workers, at_least=0, integer=True)
     warnings.filterwarnings("ignore", category=FutureWarning)
     from genflow.evaluate.extraction import extract
-    from genflow.evaluate.sources import open_source
-    from genflow.metrics import create_extractor
+    from genflow.evaluate.sides import choose_extractor, samples_of
     from genflow.processes import choose_device, processes
 
     place = choose_device(device)
     team = processes(cpu=place.type == "cpu")
-    extractor = create_extractor(
-        features or "inception", weights=weights, resize=resize, batch_size=batch_size, device=place, dtype=dtype
+    if model is not None:
+        from genflow.pipelines.opening import quiet
+
+        quiet()
+    given = samples_of(samples, model, num, device=place)
+    if given.source is None:
+        raise InputError(f"samples: {given.name} holds features or statistics already; allowed: images")
+    extractor = choose_extractor(
+        [replace(given, argument="reference")],  # by the same defaults as those of a reference's images
+        features,
+        weights=weights,
+        resize=resize,
+        dtype=dtype,
+        batch_size=batch_size,
+        device=place,
     )
-    source = open_source(samples)
     begun, seen = time.perf_counter(), 0
 
     def begins(images: int) -> None:
@@ -123,7 +138,7 @@ def evaluate_features(
         seen = images
 
     found = extract(
-        source, extractor, count=count, seed=seed, workers=workers, skip_bad=skip_bad, cache=cache, begins=begins
+        given.source, extractor, count=count, seed=seed, workers=workers, skip_bad=skip_bad, cache=cache, begins=begins
     )
     seconds = time.perf_counter() - begun
     if team.first:
@@ -148,4 +163,8 @@ def _tell(out: Path, found: "FeatureSet", seen: int, seconds: float, cache: bool
         print(f"left out, unreadable: {name}")
     folder = cache_folder(cache)
     if folder is not None:
-        print(f"cache: {folder} holds {cache_size(folder) / 1e9:.2f} GB of at most {LIMIT / 1e9:.2f}")
+        print(f"cache: {folder} holds {_bytes(cache_size(folder))} of at most {_bytes(LIMIT)}")
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"

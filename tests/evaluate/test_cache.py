@@ -19,6 +19,8 @@ def test_the_record_and_the_bytes_decide(tmp_path) -> None:
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensors[name]) and torch.equal(written[name], found[name]) for name in found)
     assert read_tensors(path, {**record, "b": 2}) is None
+    (tmp_path / "any").touch()
+    assert path.stat().st_mode == (tmp_path / "any").stat().st_mode
     whole = path.read_bytes()
     for position in (-1, -20):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[len(whole) + position + 1 :])

@@ -46,7 +46,7 @@ def test_features_are_written_and_described(images, tmp_path, capsys) -> None:
     text = capsys.readouterr().out
     assert f"{out}: features and statistics of 12 images, 128 dimensions of fashion-mnist-classifier" in text
     assert "images/s" in text
-    assert "GB of at most 8.59" in text
+    assert "MiB of at most 8 GiB" in text
     found = load_feature_set(out)
     expected = extract(open_source(images), create_extractor("fashion-mnist", batch_size=4), cache=False)
     assert torch.equal(found.features, expected.features)
@@ -104,11 +104,29 @@ def test_what_cannot_be_done_is_one_line(images, tmp_path, capsys) -> None:
     refused(capsys, "neither a folder nor a file", tmp_path / "absent.npy", "--out", out)
     refused(capsys, "there are 12 samples", images, "--out", out, "--count", 13)
     refused(capsys, "1 of", images, "--out", out, "--count", 1)
+    assert command(images, "--out", out) == 0
+    refused(capsys, "f.safetensors holds features or statistics already", out, "--out", tmp_path / "g.safetensors")
+    out.unlink()
+    refused(capsys, "samples: none given", "--out", out)
+    refused(capsys, "num", "--out", out, "--model", "fashion-mnist")
     refused(capsys, "--batch-size: got 0", images, "--out", out, "--batch-size", 0)
     refused(capsys, "--workers: got -1", images, "--out", out, "--workers", -1)
     refused(capsys, "--device: 'tpu9'", images, "--out", out, "--device", "tpu9")
     refused(capsys, "resize", images, "--out", out, "--resize", "cleen")
     assert not out.exists()
+
+
+def test_a_models_samples_without_a_file_between(tmp_path, capsys) -> None:
+    out = tmp_path / "f.safetensors"
+    assert command("--model", "fashion-mnist-onestep", "--num", 5, "--out", out) == 0
+    found = load_feature_set(out)
+    assert found.statistics.count == 5
+    assert found.protocol["sampling"]["model"] == "fashion-mnist-onestep"
+    assert found.protocol["sampling"]["seeds"] == "0-4"
+    assert found.labels.tolist() == [0, 1, 2, 3, 4]
+    assert command("--model", "fashion-mnist-onestep", "--num", 5, "--out", out) == 0
+    assert "5 images' features from the cache" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.safetensors"]
 
 
 def test_ctrl_c_is_130_and_keeps_what_was_done(images, tmp_path, capsys, monkeypatch) -> None:
