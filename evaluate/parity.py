@@ -96,7 +96,7 @@ def main(
 
     Exit status 1 where a figure is over its limit.
     """
-    check_number("images", images, at_least=16, integer=True)
+    check_number("images", images, at_least=16, at_most=1000, integer=True)  # MOST_IMAGES of parity_inputs
     threads = (os.cpu_count() or 1) if threads is None else threads
     check_number("threads", threads, at_least=1, integer=True)
     if speed_only and no_speed:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from genflow.files import atomic_folder, atomic_path
 
 __all__ = [
-    "CHECKPOINTS",
+    "MOST_IMAGES",
     "SETS",
-    "WEIGHTS_NAMES",
+    "WEIGHTS",
     "ImageSet",
     "TorchScriptInception",
     "calibrate",
@@ -34,7 +34,9 @@ WEIGHTS_NAMES = (
     "pt_inception-2015-12-05-6726825d.pth",  # pytorch-fid's and clean-fid's name for the same
 )
 CHECKPOINTS = Path("hub", "checkpoints")  # below TORCH_HOME, where both look before they download
+WEIGHTS = CHECKPOINTS / WEIGHTS_NAMES[0]  # the file that ours is told to take
 TORCHSCRIPT_NAME = "inception-2015-12-05.pt"  # what clean-fid looks for
+MOST_IMAGES = 1000  # as many as a subset of KID takes: all of them, and nothing in it is chance
 MODES = ("RGB", "L", "P", "RGBA")
 
 

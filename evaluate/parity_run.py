@@ -15,18 +15,20 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from torch import Tensor
 
 from genflow.errors import check_number
 from genflow.evaluate import parity_tools as tools
 from genflow.evaluate.console import run
 from genflow.evaluate.parity_files import clean_fid_rows, pytorch_fid_rows
-from genflow.evaluate.parity_inputs import CHECKPOINTS, SETS, WEIGHTS_NAMES, ImageSet, make_folder, make_weights
+from genflow.evaluate.parity_inputs import MOST_IMAGES, SETS, WEIGHTS, ImageSet, make_folder, make_weights
 from genflow.evaluate.parity_table import Row, feature_difference, print_rows
 from genflow.evaluate.parity_tools import ToolRun
 from genflow.files import write_json
+from genflow.metrics import inception_score, neighbour_metrics
 
-__all__ = ["CASES", "Case", "compare", "figure_rows", "our_figures", "report"]
+__all__ = ["CASES", "Case", "compare", "figure_rows", "ours", "report"]
+
+OUR_METRICS = ("fd", "kid", "precision", "recall")
 
 PACKAGES = ("torch", "torchvision", "pytorch-fid", "clean-fid", "torch-fidelity", "prdc", "scipy", "numpy", "pillow")
 
@@ -71,43 +73,35 @@ CASES = (
 
 
 def ours(real: Path, generated: Path, weights: Path, *, resize: str, layer: str = "2048") -> ToolRun:
-    """genflow on the same folders. Where the tools draw at random, as we do, the figure is taken without the draw."""
-    from genflow.evaluate.extraction import extract
-    from genflow.evaluate.sources import open_source
-    from genflow.metrics import create_extractor
+    """``genflow evaluate GENERATED --reference REAL`` with Inception, nothing kept or taken from caches.
 
-    name = "inception" if layer == "2048" else f"inception:{layer}"
+    Subsets of KID are all images here, as in the tools' runs. Each program shuffles the Inception Score's splits in its
+    own way, so it is taken in the order of the files.
+    """
+    from genflow.evaluate import evaluate_in_detail
+
     begun = time.perf_counter()
-    extractor = create_extractor(name, weights=weights / CHECKPOINTS / WEIGHTS_NAMES[0], resize=resize)
-    first, second = (
-        extract(open_source(folder), extractor, cache=False, progress=False) for folder in (real, generated)
+    evaluation = evaluate_in_detail(
+        generated,
+        real,
+        features="inception" if layer == "2048" else f"inception:{layer}",
+        weights=weights / WEIGHTS,
+        resize=resize,
+        metrics=OUR_METRICS,
+        cache=False,
     )
-    figures = our_figures(first.features, second.features, second.logits)
     seconds = time.perf_counter() - begun
-    return ToolRun(figures, first.features.numpy(), second.features.numpy(), seconds)
-
-
-def our_figures(real: Tensor, generated: Tensor, logits: Tensor | None) -> dict[str, float]:
-    """All figures that one of the tools has, of features ``(N, D)`` and ``(M, D)``."""
-    from genflow.metrics import frechet_distance_from_features, inception_score, kernel_distance_full, neighbour_metrics
-
-    neighbours = neighbour_metrics(real, generated, k=3)
-    figures = {
-        "fid": frechet_distance_from_features(real, generated),
-        "kid": kernel_distance_full(real, generated).value,
-        "precision": neighbours.precision,
-        "recall": neighbours.recall,
-    }
-    if logits is not None:
-        score = inception_score(logits, shuffle=False)
+    metrics = evaluation.result["metrics"]
+    figures = {"fid": metrics["fd"], **{name: metrics[name] for name in OUR_METRICS if name != "fd"}}
+    first, second = evaluation.reference.features, evaluation.generated.features
+    if second.logits is not None:
+        score = inception_score(second.logits, shuffle=False)
         figures |= {"is": score.mean, "is_std": score.std}
-    return figures
+    return ToolRun(figures, first.features.numpy(), second.features.numpy(), seconds)
 
 
 def prdc_rows(images: str, theirs: ToolRun, ours: ToolRun, k: int = 5) -> Iterator[Row]:
     """The prdc package on ``theirs`` features, ours with balls as open as its are on our own."""
-    from genflow.metrics import neighbour_metrics
-
     real, generated = (torch.from_numpy(side) for side in (ours.real, ours.generated))
     found = asdict(neighbour_metrics(real, generated, k=k, density_k=k, strict=True))
     for name, value in tools.prdc(theirs.real, theirs.generated, k).items():
@@ -118,7 +112,7 @@ def compare(home: Path, sets: Sequence[ImageSet], cases: Sequence[Case] = CASES)
     """All rows. Images, weights and what the tools answered are kept below ``home``; ours is run anew every time."""
     rows: list[Row] = []
     weights = make_weights(home / "weights")
-    version = hashlib.sha256((weights / CHECKPOINTS / WEIGHTS_NAMES[0]).read_bytes()).hexdigest()[:8]
+    version = hashlib.sha256((weights / WEIGHTS).read_bytes()).hexdigest()[:8]
     for images in sets:
         main = images.name == SETS[0].name
         folder = home / "images" / f"{images.key}-{images.count}"
@@ -166,7 +160,7 @@ def main(
     """Compare genflow with pytorch-fid, clean-fid, torch-fidelity and prdc, all on the same images and weights."""
     warnings.filterwarnings("ignore")  # the tools' own, by the hundred
     os.environ["TORCH_HOME"] = str(home / "weights")
-    check_number("images", images, at_least=16, integer=True)
+    check_number("images", images, at_least=16, at_most=MOST_IMAGES, integer=True)
     sets = [replace(kind, count=min(kind.count, images)) for kind in SETS]
     sets[0] = replace(SETS[0], count=images)
     rows = compare(home, sets) if parity else []

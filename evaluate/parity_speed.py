@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from genflow.evaluate import parity_tools as tools
-from genflow.evaluate.parity_inputs import CHECKPOINTS, SETS, WEIGHTS_NAMES, make_folder, make_weights
+from genflow.evaluate.parity_inputs import SETS, WEIGHTS, make_folder, make_weights
 from genflow.evaluate.timing import best_times
 
 __all__ = ["measure", "our_run", "print_speed"]
@@ -27,7 +27,7 @@ def our_run(real: Path, generated: Path, weights: Path, resize: str, batch_size:
         generated,
         real,
         features="inception",
-        weights=weights / CHECKPOINTS / WEIGHTS_NAMES[0],
+        weights=weights / WEIGHTS,
         resize=resize,
         metrics=["fid"],
         batch_size=batch_size,

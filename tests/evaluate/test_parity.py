@@ -20,7 +20,7 @@ from genflow.evaluate import parity, parity_files, parity_inputs, parity_run, pa
 from genflow.evaluate.parity_inputs import SETS, ImageSet
 from genflow.evaluate.parity_table import Row, difference, feature_difference, print_rows
 from genflow.evaluate.parity_tools import ToolRun
-from genflow.metrics import frechet_distance_from_features
+from genflow.metrics import create_extractor, frechet_distance_from_features
 from genflow.metrics.resize import resize_legacy
 
 
@@ -75,20 +75,28 @@ def test_the_table_marks_what_is_over(capsys):
     assert ["OVER" in line for line in lines if " fid " in line] == [False, True]
 
 
-def test_our_figures_are_those_of_the_definitions():
-    run = run_of(count=40)
-    real, generated = torch.from_numpy(run.real), torch.from_numpy(run.generated)
-    figures = parity_run.our_figures(real, generated, torch.zeros(40, 3))
-    first, second = (np.cov(side, rowvar=False) for side in (run.real, run.generated))
+def test_ours_is_what_a_user_gets(folders, tmp_path, monkeypatch):
+    asked = {}
+
+    def classifier(features, *, weights, **options):  # in Inception's place: small, and with logits
+        asked.update(features=features, weights=weights, resize=options["resize"])
+        return create_extractor("fashion-mnist", **{**options, "batch_size": 12})
+
+    monkeypatch.setattr("genflow.evaluate.sides.create_extractor", classifier)
+    run = parity_run.ours(*folders, tmp_path, resize="legacy")
+    assert run.real.shape == run.generated.shape
+    first, second = (np.cov(side.astype(float), rowvar=False) for side in (run.real, run.generated))
     cross = np.sqrt(np.linalg.eigvals(first @ second).astype(complex)).real.sum()
     shift = run.real.mean(0) - run.generated.mean(0)
-    assert figures["fid"] == pytest.approx(shift @ shift + np.trace(first + second) - 2 * cross, rel=1e-5)
+    assert run.figures["fid"] == pytest.approx(shift @ shift + np.trace(first + second) - 2 * cross, rel=1e-4)
     x, y = run.real.astype(np.float64), run.generated.astype(np.float64)
-    kernel = [(a @ b.T / 6 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
-    own = sum((block.sum() - np.trace(block)) / (40 * 39) for block in kernel[:2])
-    assert figures["kid"] == pytest.approx(own - 2 * kernel[2].mean(), rel=1e-6)
-    assert figures["is"] == pytest.approx(1.0)
-    assert set(parity_run.our_figures(real, generated, None)) == {"fid", "kid", "precision", "recall"}
+    width, count = x.shape[1], len(x)
+    kernel = [(a @ b.T / width + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
+    own = sum((block.sum() - np.trace(block)) / (count * (count - 1)) for block in kernel[:2])
+    assert run.figures["kid"] == pytest.approx(own - 2 * kernel[2].mean(), rel=1e-6)
+    assert set(run.figures) == {"fid", "kid", "precision", "recall", "is", "is_std"}
+    weights = tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+    assert asked == {"features": "inception", "weights": weights, "resize": "legacy"}
 
 
 # --- images and weights
@@ -267,7 +275,7 @@ def test_a_run_compares_every_case_and_asks_the_tools_once(tmp_path, monkeypatch
         return run
 
     def fake_weights(folder):
-        path = folder / parity_inputs.CHECKPOINTS / parity_inputs.WEIGHTS_NAMES[0]
+        path = folder / parity_inputs.WEIGHTS
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"weights")
         return folder
