@@ -52,14 +52,20 @@ def write_tensors(path: str | Path, record: Mapping[str, Any], tensors: Mapping[
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically, without a copy of it in memory, as readable to others as any new file.
+    """Write contiguous tensors of the host to a safetensors file atomically, as readable to others as any new file.
 
-    (safetensors' own writer leaves files that only their owner can read.)
+    (safetensors' own writer leaves files that only their owner can read, and refuses tensors that share memory.)
     """
+    own: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        own[name] = tensor.clone() if place in places else tensor
+        places.add(place)
     with atomic_path(path) as temporary:
         temporary.touch()
         mode = stat.S_IMODE(temporary.stat().st_mode)
-        save_file(dict(tensors), temporary, dict(header))
+        save_file(own, temporary, dict(header))
         temporary.chmod(mode)
 
 

@@ -199,8 +199,7 @@ class _Work:
             rows["predicted"] = features.predicted.cpu()
         if features.logits is not None:
             rows["logits"] = features.logits.to("cpu", torch.float32)
-        # cloned, since figures may be columns of one tensor, which safetensors refuses
-        rows |= {_IMAGES + name: figure.to(torch.float32).clone() for name, figure in batch.statistics.items()}
+        rows |= {_IMAGES + name: figure.to(torch.float32) for name, figure in batch.statistics.items()}
         for note, count in batch.notes.items():  # known of the batch, not of its images: they stand in its first row
             rows[NOTES + note] = torch.tensor([count] + [0] * (len(mine) - 1))
         self._parts.append(rows)

@@ -86,7 +86,7 @@ def save_feature_set(path: str | Path, feature_set: FeatureSet, *, half: bool = 
         "class_names": feature_set.class_names,
     }
     text = json.dumps(header, sort_keys=True, allow_nan=False)
-    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_tensors(path, whole, {_HEADER: text})
 
 

@@ -12,7 +12,14 @@ from genflow.evaluate.cache import cached_tensors, read_tensors, write_tensors
 
 def test_the_record_and_the_bytes_decide(tmp_path) -> None:
     path, record = tmp_path / "a" / "t.safetensors", {"b": 1, "a": [2.5, None]}
-    tensors = {"x": torch.arange(6.0).reshape(2, 3).T, "empty": torch.empty(0, 4), "yes": torch.tensor(True)}
+    pair = torch.arange(8.0)
+    tensors = {
+        "first": pair[:4],
+        "second": pair[4:],
+        "x": torch.arange(6.0).reshape(2, 3).T,
+        "empty": torch.empty(0, 4),
+        "yes": torch.tensor(True),
+    }
     assert read_tensors(path, record) is None
     written = write_tensors(path, record, tensors)
     found = read_tensors(path, {"a": [2.5, None], "b": 1})
