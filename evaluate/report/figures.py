@@ -83,14 +83,14 @@ def draw_extrapolation(
         plot.plot([0, end], [value, value + slope * end], color=_INK, linewidth=1, linestyle="--", label="fitted line")
         plot.plot(inverse, distances, "o", color=_FIRST, markersize=5, label=f"{name} of N samples")
         limit = f"endless samples: {value:.4g}"
-        plot.plot([0], [value], "D", color=_SECOND, markersize=7, label=limit, clip_on=False)
+        plot.plot([0], [value], "D", color=_SECOND, markersize=7, label=limit, clip_on=False, zorder=5)
         shown = _apart(inverse, 0.11 * end)
         plot.set_xticks([0, *(inverse[i] for i in shown)], ["∞", *(f"{sizes[i]:,}" for i in shown)])
         plot.set(xlabel="samples N (axis in 1/N)", ylabel=name, xlim=(0, end))
         plot.grid(linewidth=0.6)
         plot.legend(frameon=False, fontsize=10)
 
-    return _svg("extrapolation", fill, (6.4, 3.8), text)
+    return _svg("extrapolation", fill, (5.2, 3.6), text)
 
 
 def _apart(places: np.ndarray, gap: float) -> list[int]:

@@ -53,7 +53,7 @@ th:first-child, td:first-child { padding-left: 0; }
 th:last-child, td:last-child { padding-right: 0; }
 thead th { color: var(--muted); font-size: 0.8125rem; font-weight: 600; white-space: nowrap; vertical-align: bottom; }
 tbody th { font-weight: 600; }
-tbody th small { display: block; font-weight: 400; max-width: 60ch; }
+tbody th small { display: block; font-weight: 400; max-width: 80ch; }
 .number { text-align: right; white-space: nowrap; }
 .measures .number { font-size: 1.125rem; font-weight: 600; line-height: 1.35; }
 .measures .number small { display: block; font-weight: 400; }
@@ -65,6 +65,10 @@ tbody th small { display: block; font-weight: 400; max-width: 60ch; }
 .classes thead [aria-sort=descending] button::after { content: " \\2193"; opacity: 1; }
 .classes thead [aria-sort] button { color: var(--ink); }
 .scrolled { overflow-x: auto; }
+.scrolled th:first-child {
+  position: sticky; left: 0; min-width: 84px; background: var(--paper); overflow-wrap: anywhere;
+}
+.protocol th, .protocol td { padding-top: 5px; padding-bottom: 5px; font-size: 0.9375rem; }
 .protocol th { width: 34%; overflow-wrap: anywhere; font-weight: 400; color: var(--muted); }
 .protocol td { overflow-wrap: anywhere; }
 
@@ -96,7 +100,7 @@ img.exact { image-rendering: pixelated; }
   display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 24px; margin: 16px 0 0;
 }
 svg { display: block; width: 100%; height: auto; stroke-linejoin: round; stroke-linecap: butt; }
-.plot { max-width: 720px; margin: 16px 0 0; }
+.plot { max-width: 600px; margin: 16px 0 0; }
 details { margin: 12px 0 0; }
 summary { cursor: pointer; padding: 6px 0; color: var(--link); }
 footer {
@@ -105,8 +109,12 @@ footer {
 
 @media (max-width: 640px) {
   th, td { padding: 8px 6px; }
+  .measures .number small { white-space: normal; }
+  .measures .word { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
   .tiles.scored { grid-template-columns: repeat(4, minmax(0, 1fr)); }
+  .tiles:has(img:not(.exact)) { --tile: 84px; }
   .byclass { grid-template-columns: 1fr; gap: 4px; }
+  .byclass .tiles { grid-template-columns: repeat(5, minmax(0, 1fr)); }
   .byclass dt { margin-top: 10px; }
   .classes { font-size: 0.875rem; }
 }

@@ -7,7 +7,7 @@ from typing import Any
 from genflow.evaluate.measures import MEASURES, label, meaning
 from genflow.evaluate.report.figures import draw_extrapolation
 from genflow.evaluate.report.html import Cell, Markup, data_uri, element, join, scrolled, table
-from genflow.evaluate.report.view import View, absent, number, section
+from genflow.evaluate.report.view import DASH, View, absent, number, section
 from genflow.evaluate.table import ARROWS
 
 __all__ = ["classes_section", "extrapolation_section", "figures_section", "protocol_section"]
@@ -42,7 +42,7 @@ def figures_section(view: View) -> Markup:
             (
                 join(label(key, protocol["features"]), element("small", meaning(key, protocol))),
                 Cell(join(measure.form.format(value), *(element("small", line) for line in below)), value),
-                f"{ARROWS[measure.direction]} {_DIRECTIONS[measure.direction]}".strip(),
+                join(ARROWS[measure.direction], " ", element("span", _DIRECTIONS[measure.direction], class_="word")),
             )
         )
     warnings = [element("li", f"Warning: {text}") for text in protocol["warnings"]]
@@ -59,7 +59,9 @@ def classes_section(view: View) -> Markup:
     """A row a class, sortable by each column."""
     title, by_class = "By class", view.result["per_class"]
     if not by_class:
-        return section("classes", title, absent("Figures by class were not asked for, or no class is known."))
+        return section(
+            "classes", title, absent("Figures by class were not asked for (--per-class), or no class is known.")
+        )
     names = [key for key in _COLUMNS if key in by_class]
     rows = []
     for index, name in enumerate(by_class["classes"]):
@@ -121,5 +123,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         if len(value) > _LISTED:
             words.append(f"and {len(value) - _LISTED:,} more, in the JSON")
         yield name, "; ".join(words)
+    elif value is None or value in ([], {}):
+        yield name, DASH
     else:
         yield name, value if isinstance(value, str) else json.dumps(value)

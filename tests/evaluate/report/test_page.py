@@ -198,7 +198,7 @@ def test_samples_stand_in_rows_of_their_class(whole, decode) -> None:
 def test_samples_without_classes(make_evaluation, parse) -> None:
     page = parse(render(make_evaluation(labelled=False)))
     assert "60 of 60, drawn at random" in page.sections["samples"]
-    assert "not asked for, or no class is known" in page.sections["classes"]
+    assert "not asked for (--per-class), or no class is known" in page.sections["classes"]
 
 
 def test_the_map_counts_what_the_figures_count(make_evaluation, parse) -> None:
