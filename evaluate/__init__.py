@@ -4,17 +4,24 @@ from genflow.lazy import lazy_exports
 
 _WHERE = {
     "Evaluation": "evaluation",
+    "FeatureSet": "feature_set",
     "Reference": "reference",
     "Samples": "samples",
     "Side": "evaluation",
+    "check_comparable": "feature_set",
     "compare_sets": "compare",
     "evaluate": "run",
     "evaluate_in_detail": "run",
+    "extract": "extraction",
+    "load_feature_set": "feature_set",
     "load_reference": "reference",
     "load_samples": "samples",
+    "load_statistics": "statistics_files",
     "print_comparison": "table",
     "print_table": "table",
+    "save_feature_set": "feature_set",
     "save_reference": "reference",
+    "save_statistics_npz": "statistics_files",
 }
 
 __all__ = sorted(_WHERE)
