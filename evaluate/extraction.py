@@ -8,7 +8,7 @@ company to rounding, and so do their features.)
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ _MOMENTS = ("mean", "covariance")
 _IMAGES = "images."
 
 Tensors = dict[str, Tensor]
+_T = TypeVar("_T")
 
 
 def draw_indices(available: int, count: int | None, seed: int) -> list[int]:
@@ -98,7 +99,7 @@ def extract(
     folder = cache_folder(cache)
     team = processes(cpu=torch.device(getattr(extractor, "device", "cpu")).type == "cpu")
     network = extractor.describe()
-    content = team.gather_json(source.content_hash(indices) if team.first else None)[0]
+    content = team.gather_json(_together(team, lambda: source.content_hash(indices) if team.first else None))[0]
     entry = None if folder is None else FeatureEntry(folder, network, content)
 
     kept, moments = _kept(entry) if team.first and entry is not None else (None, None)
@@ -108,17 +109,9 @@ def extract(
     if begins is not None:
         begins(len(missing))
     work = _Work(source, extractor, indices, entry)
-    problem: tuple[str, str] | None = None
-    try:
-        with progress_bar("features", len(mine), progress and team.first and bool(mine), unit="images") as advance:
-            size = batch_size or getattr(extractor, "batch_size", _BATCH)
-            work.run(mine, advance, batch_size=size, workers=workers, skip_bad=skip_bad)
-    except (InputError, NonFiniteError) as error:
-        problem = ("input" if isinstance(error, InputError) else "network", str(error))
-    problems = [found for found in team.gather_json(problem) if found is not None]
-    if problems:  # all processes stop, and for the same reason
-        kind, text = problems[0]
-        raise InputError(text) if kind == "input" else NonFiniteError(text)
+    size = batch_size or getattr(extractor, "batch_size", _BATCH)
+    with progress_bar("features", len(mine), progress and team.first and bool(mine), unit="images") as advance:
+        _together(team, lambda: work.run(mine, advance, batch_size=size, workers=workers, skip_bad=skip_bad))
 
     rows = _gathered(team, [part for part in (kept, work.rows()) if part is not None])
     bad = [found for others in team.gather_json(work.bad) for found in others]
@@ -135,6 +128,23 @@ def extract(
 def _need_two(number: int, source: "ImageSource") -> None:
     if number < 2:
         raise InputError(f"samples: {number} of {source.name} can be judged; at least 2 are needed")
+
+
+def _together(team: Processes, work: Callable[[], _T]) -> _T:
+    """What ``work`` gives; where it fails in one process all of them stop, and for the same reason."""
+    given, error = None, None
+    try:
+        given = work()
+    except (InputError, NonFiniteError) as caught:
+        error = caught
+    failures = team.gather_json(None if error is None else [isinstance(error, InputError), str(error)])
+    first = next((place for place, failure in enumerate(failures) if failure is not None), None)
+    if first == team.index:
+        raise error
+    if first is not None:
+        of_input, text = failures[first]
+        raise InputError(text) if of_input else NonFiniteError(text)
+    return given
 
 
 def _kept(entry: FeatureEntry) -> tuple[Tensors | None, Tensors | None]:

@@ -388,17 +388,21 @@ def test_the_oldest_entries_leave_when_there_is_too_much(tmp_path, monkeypatch) 
     own=st.integers(1, 9),
     stops=st.lists(st.integers(0, 40), max_size=3),
     rows=st.integers(1, 20),
+    workers=st.sampled_from([0, 1, 3]),
     kept=st.booleans(),
 )
-def test_batches_stops_and_shards_change_nothing(tmp_path_factory, count, batch, own, stops, rows, kept) -> None:
+def test_batches_stops_and_shards_change_nothing(
+    tmp_path_factory, count, batch, own, stops, rows, workers, kept
+) -> None:
     folder = tmp_path_factory.mktemp("c") if kept else False
+    options = {"cache": folder, "batch_size": batch, "workers": workers, "progress": False}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extraction, "_SHARD_ROWS", rows)
         for stop in stops:
             network = TinyExtractor(batch_size=own, after=stop_after(stop))
             with contextlib.suppress(KeyboardInterrupt):
-                extract(tiny_source(count), network, cache=folder, batch_size=batch, progress=False)
-        found = extract(tiny_source(count), TinyExtractor(batch_size=own), cache=folder, batch_size=batch)
+                extract(tiny_source(count), network, **options)
+        found = extract(tiny_source(count), TinyExtractor(batch_size=own), **options)
     plain = extract(tiny_source(count), TinyExtractor(), cache=False)
     assert same(found, plain)
     assert plain.statistics.mean.equal(FeatureStatistics.from_features(plain.features).mean)
@@ -410,7 +414,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 sys.path.insert(0, sys.argv[3])
-from tiny_extraction import TinyExtractor, kept_files, tiny_source
+from tiny_extraction import TinyExtractor, kept_files, tiny_images, tiny_source
 from genflow.errors import InputError
 from genflow.evaluate.extraction import extract
 from genflow.evaluate.feature_set import save_feature_set
@@ -424,16 +428,24 @@ seen = [network.seen]
 save_feature_set(folder / f"again-{rank}.safetensors", extract(tiny_source(21), network, cache=folder / "c"))
 seen.append(network.seen)
 broken = TinyExtractor(batch_size=4, broken=2 if rank else -1)
-try:
-    extract(tiny_source(30, seed=1), broken, cache=folder / "c")
-    message = ""
-except InputError as error:
-    message = str(error)
+messages = []
+
+
+class Vanished(type(tiny_source(2))):
+    def content_hash(self, indices=None):  # the first process's alone to ask for
+        raise InputError("the disk is gone")
+
+
+for source, extractor in ((tiny_source(30, seed=1), broken), (Vanished(tiny_images(9), "gone"), network)):
+    try:
+        extract(source, extractor, cache=folder / "c")
+    except InputError as error:
+        messages.append(str(error))
 dist.barrier()
 save_feature_set(folder / f"rest-{rank}.safetensors", extract(tiny_source(30, seed=1), network, cache=folder / "c"))
 seen.append(network.seen)
 dist.barrier()
-print(json.dumps({"seen": seen, "message": message, "files": kept_files(folder / "c")}))
+print(json.dumps({"seen": seen, "messages": messages, "files": kept_files(folder / "c")}))
 dist.destroy_process_group()
 """
 
@@ -445,7 +457,8 @@ def test_two_processes_are_one(two_processes, tmp_path) -> None:
     assert first["seen"][0] + second["seen"][0] == 23
     assert first["seen"][1] == first["seen"][0]
     assert second["seen"][1] == second["seen"][0]
-    assert first["message"] == second["message"] == "features: those of tiny[17] by tiny are NaN or infinite"
+    assert first["messages"] == second["messages"]
+    assert first["messages"] == ["features: those of tiny[17] by tiny are NaN or infinite", "the disk is gone"]
     assert first["seen"][2] - first["seen"][1] + second["seen"][2] - second["seen"][1] == 15
     assert len(first["files"]) == 3
     assert not [name for name in first["files"] if "partial" in name]
