@@ -182,10 +182,16 @@ def _pool(workers: int) -> ThreadPoolExecutor:
         torch.set_num_threads(1)
         started.wait()
 
-    for _ in range(workers):
-        pool.submit(settle)
-    started.wait()
-    torch.set_num_threads(before)
+    try:
+        for _ in range(workers):
+            pool.submit(settle)
+        started.wait()
+    except BaseException:  # no more threads to be had, Ctrl-C: those that wait go on and end
+        started.abort()
+        pool.shutdown(wait=True)
+        raise
+    finally:
+        torch.set_num_threads(before)
     return pool
 
 

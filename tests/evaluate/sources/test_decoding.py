@@ -217,6 +217,21 @@ def test_workers_use_one_thread_of_torch_and_leave_the_others_alone(source) -> N
         torch.set_num_threads(before)
 
 
+def test_a_machine_without_more_threads_is_not_waited_for(source, monkeypatch) -> None:
+    start, started = threading.Thread.start, []
+
+    def scarce(thread: threading.Thread) -> None:
+        started.append(thread)
+        if len(started) > 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", scarce)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        list(decode(source, range(23), prepare, workers=4))
+    assert not decoding_threads()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
