@@ -59,8 +59,10 @@ def _tf1_axis(images: Tensor, axis: int, size: int) -> Tensor:
 
 def resize_legacy(images: Tensor, size: int) -> Tensor:
     """``(..., H, W)`` to float32 ``(..., size, size)`` as TensorFlow 1's ``resize_bilinear`` does."""
-    images = images.float()
-    return _tf1_axis(_tf1_axis(images, images.ndim - 1, size), images.ndim - 2, size)
+    rows, columns = images.ndim - 2, images.ndim - 1
+    # the axes may go in either order; whole rows are picked fast, so rows first where there are fewer afterwards
+    first, second = (rows, columns) if images.shape[rows] > size else (columns, rows)
+    return _tf1_axis(_tf1_axis(images.float(), first, size), second, size)
 
 
 def resize_legacy_pytorch(images: Tensor, size: int) -> Tensor:
