@@ -9,9 +9,11 @@ factors are narrow. Where there are fewer samples than dimensions, the features 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import scipy.linalg
+import numpy as np
 import torch
+from scipy.linalg import lapack
 from torch import Tensor
 
 from genflow.errors import InputError
@@ -70,7 +72,7 @@ class FrechetReport:
     Attributes:
         distance: squared, the FID where the features are Inception's.
         mean_part: ``|m1 - m2|^2``; the rest of the distance is the covariances'.
-        bias: what the finite samples add to it, see :func:`frechet_bias`.
+        traces: of each covariance.
         counts: samples of each side; None where a statistics file does not say.
         ranks: of each covariance.
         dimensions: D.
@@ -79,11 +81,20 @@ class FrechetReport:
 
     distance: float
     mean_part: float
-    bias: float
+    traces: tuple[float, float]
     counts: tuple[int | None, int | None]
     ranks: tuple[int, int]
     dimensions: int
     spectrum: Tensor = field(repr=False)
+
+    @property
+    def bias(self) -> float:
+        """What the finite samples add to the distance, see :func:`frechet_bias`."""
+        known = [count for count in self.counts if count is not None]
+        means = sum(trace / n for trace, n in zip(self.traces, self.counts, strict=True) if n is not None)
+        lost = sum(1 / (count - 1) for count in known) / 2 * _curvature(self.spectrum)
+        total = float(self.spectrum.sum())
+        return means + (lost * total / (total - lost) if lost < total else total)
 
     def warnings(self, names: Sequence[str] = ("first", "second")) -> list[str]:
         """A line for each trap: singular covariances, and samples too few for the distance to be taken as it is."""
@@ -152,7 +163,8 @@ class FrechetReference:
         features = features.to(torch.float64)
         self._mean = features.mean(0)
         self._centred = features - self._mean
-        self._projected = self._centred @ self._reference.factor
+        self._factor = self._reference.root.factor.to(features.device)
+        self._projected = self._centred @ self._factor
 
     def __len__(self) -> int:
         return len(self._centred)
@@ -166,18 +178,66 @@ class FrechetReference:
             centred, projected = centred[indices], projected[indices]
         offset, degrees = centred.mean(0), len(centred) - 1
         trace = (centred.square().sum() - len(centred) * offset.square().sum()) / degrees
-        product = _contrasts(projected - offset @ self._reference.factor) / degrees**0.5
-        base = (self._mean + offset - self._reference.mean).square().sum() + self._reference.trace + trace
-        return max(0.0, float(base - 2 * _singular_values(product, float(base)).sum()))
+        product = _contrasts(projected - offset @ self._factor) / degrees**0.5
+        shift = (self._mean + offset).cpu() - self._reference.mean
+        base = float(shift.square().sum() + self._reference.trace) + float(trace)
+        return max(0.0, base - 2 * float(_singular_values(product, base).sum()))
+
+
+class _Root:
+    """A factor ``F (D, rank)`` of a covariance ``F F^T``, on the CPU; by Cholesky, a triangle and an order of rows."""
+
+    def __init__(self, factor: Tensor | None = None, triangle: np.ndarray | None = None, order: Any = None) -> None:
+        self._factor, self.triangle, self.order = factor, triangle, order
+
+    @classmethod
+    def of(cls, name: str, covariance: Tensor) -> "_Root":
+        """Cholesky's with pivots: columns fall, and a singular matrix ends where its rank does. A matrix that rounding
+        has made indefinite makes it grow wild; then eigenvectors, thirty times slower, sort out the noise."""
+        covariance = covariance.cpu()
+        largest = float(covariance.diagonal().max())
+        packed, pivots, rank, _ = lapack.dpstrf(covariance.numpy(), tol=8 * _EPS * largest, lower=1)
+        root = cls(triangle=packed[:, :rank], order=pivots - 1)
+        if root.regular:
+            return root
+        residual = (root.factor @ root.factor.T - covariance).abs_().max()
+        if float(residual) <= 100 * len(covariance) ** 0.5 * _EPS * largest:
+            return root
+        values, vectors = torch.linalg.eigh(covariance)
+        if float(values[0]) < -_NEGATIVE * float(values[-1]):
+            raise InputError(f"{name}: not a covariance: its eigenvalues go from {values[0]:.3g} to {values[-1]:.3g}")
+        kept = values > len(values) * _EPS * values[-1]
+        return cls((vectors[:, kept] * values[kept].sqrt()).flip(1))
+
+    @property
+    def rank(self) -> int:
+        return self.triangle.shape[1] if self._factor is None else self._factor.shape[1]
+
+    @property
+    def regular(self) -> bool:
+        return self.triangle is not None and self.triangle.shape[0] == self.triangle.shape[1]
+
+    @property
+    def factor(self) -> Tensor:
+        if self._factor is None:
+            self._factor = torch.zeros(self.triangle.shape, dtype=torch.float64)
+            self._factor[torch.from_numpy(self.order).long()] = torch.from_numpy(self.triangle).tril()
+        return self._factor
+
+    @property
+    def log_determinant(self) -> float:
+        """Of a regular factor."""
+        return float(np.log(self.triangle.diagonal()).sum())
 
 
 @dataclass(frozen=True)
 class _Gaussian:
-    """A Gaussian with a factor ``(D, rank)`` of its covariance ``F F^T``."""
+    """A Gaussian on the CPU; of one that has fewer samples than dimensions, the covariance is None."""
 
     name: str
     mean: Tensor
-    factor: Tensor
+    covariance: Tensor | None
+    root: _Root
     trace: Tensor
     count: int | None
 
@@ -189,10 +249,10 @@ class _Gaussian:
 
     @classmethod
     def from_moments(cls, mean: Tensor, covariance: Tensor, number: int, count: int | None = None) -> "_Gaussian":
-        mean, covariance = (torch.as_tensor(value).to(torch.float64) for value in (mean, covariance))
+        mean, covariance = (torch.as_tensor(value).to("cpu", torch.float64) for value in (mean, covariance))
         name = f"covariance{number}"
         check_gaussian(f"mean{number}", mean, name, covariance)
-        return cls(name, mean, _factor(name, covariance), covariance.trace(), count)
+        return cls(name, mean, covariance, _Root.of(name, covariance), covariance.trace(), count)
 
     @classmethod
     def from_features(cls, features: Tensor, number: int) -> "_Gaussian":
@@ -202,27 +262,32 @@ class _Gaussian:
         mean, degrees = features.mean(0), len(features) - 1
         centred = features - mean
         if degrees < features.shape[1]:
-            factor = _contrasts(centred).T / degrees**0.5
+            covariance, root = None, _Root((_contrasts(centred).T / degrees**0.5).cpu())
+            trace = centred.square().sum() / degrees
         else:
-            factor = _factor(name, centred.T @ centred / degrees)
-        return cls(name, mean, factor, centred.square().sum() / degrees, len(features))
+            covariance = (_gram(centred) / degrees).cpu()
+            root, trace = _Root.of(name, covariance), covariance.trace()
+        return cls(name, mean.cpu(), covariance, root, trace.cpu(), len(features))
 
 
 def _between(one: _Gaussian, two: _Gaussian) -> FrechetReport:
     mean_part = float((one.mean - two.mean).square().sum())
     base = mean_part + float(one.trace + two.trace)
-    spectrum = _singular_values(one.factor.T @ two.factor, base)
-    shares = [0.0 if side.count is None else 1 / side.count for side in (one, two)]
-    degrees = sum(0.0 if side.count is None else 1 / (side.count - 1) for side in (one, two))
-    lost, total = degrees / 2 * _curvature(spectrum), float(spectrum.sum())
-    covariances = lost * total / (total - lost) if lost < total else total
-    bias = shares[0] * float(one.trace) + shares[1] * float(two.trace) + covariances
+    spectrum = None
+    if one.root.regular and two.root.regular:
+        # L1^T S2 L1, symmetric and triangular as they are, takes an eighth of what matrix products would
+        order = torch.from_numpy(one.root.order).long()
+        product, _ = lapack.dsygst(two.covariance[order][:, order].numpy(), one.root.triangle, itype=2, lower=1)
+        known = one.root.log_determinant + two.root.log_determinant
+        spectrum = _roots_of_eigenvalues(torch.from_numpy(product), base, known)
+    if spectrum is None:
+        spectrum = _singular_values(one.root.factor.T @ two.root.factor, base)
     return FrechetReport(
         distance=max(0.0, base - 2 * float(spectrum.sum())),  # rounding can leave equal Gaussians a hair below zero
         mean_part=mean_part,
-        bias=bias,
+        traces=(float(one.trace), float(two.trace)),
         counts=(one.count, two.count),
-        ranks=(one.factor.shape[1], two.factor.shape[1]),
+        ranks=(one.root.rank, two.root.rank),
         dimensions=len(one.mean),
         spectrum=spectrum,
     )
@@ -242,43 +307,52 @@ def _contrasts(centred: Tensor) -> Tensor:
     return centred[1:] - centred[0] / (1 + len(centred) ** 0.5)
 
 
-def _factor(name: str, covariance: Tensor) -> Tensor:
-    """``F (D, rank)`` with ``F F^T = covariance``; eigenvalues at the level of rounding count as zero."""
-    triangle, failed = torch.linalg.cholesky_ex(covariance)
-    if not failed:
-        return triangle
-    # Singular. With pivots it is as fast still, where the matrix has no noise that makes it indefinite.
-    largest = float(covariance.diagonal().max())
-    packed, pivots, rank, _ = scipy.linalg.lapack.dpstrf(covariance.cpu().numpy(), tol=8 * _EPS * largest, lower=1)
-    factor = torch.zeros_like(covariance)[:, :rank]
-    factor[torch.as_tensor(pivots - 1, dtype=torch.int64)] = (
-        torch.as_tensor(packed[:, :rank]).tril().to(covariance.device)
-    )
-    if float((factor @ factor.T - covariance).abs().max()) <= 100 * len(covariance) ** 0.5 * _EPS * largest:
-        return factor
-    values, vectors = torch.linalg.eigh(covariance)
-    if float(values[0]) < -_NEGATIVE * float(values[-1]):
-        raise InputError(f"{name}: not a covariance: its eigenvalues go from {values[0]:.3g} to {values[-1]:.3g}")
-    kept = values > len(values) * _EPS * values[-1]
-    return vectors[:, kept] * values[kept].sqrt()
-
-
 def _singular_values(matrix: Tensor, base: float) -> Tensor:
-    """Singular values, descending, good enough for ``base - 2 * sum`` to have a relative error of 1e-7.
-
-    The eigenvalues of ``M^T M`` take a quarter of the time and lose half the digits of the small ones. How much that
-    may cost is known afterwards, and the slow way is gone where it would show: at near-equal Gaussians.
-    """
+    """Singular values, descending, good enough for ``base - 2 * sum`` to have a relative error of 1e-7."""
     if not matrix.numel():
         return matrix.new_zeros(0)
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    squares = torch.linalg.eigvalsh(tall.T @ tall).flip(0).clamp_min(0)
+    values = _roots_of_eigenvalues(_gram(tall), base)
+    return torch.linalg.svdvals(tall) if values is None else values
+
+
+def _roots_of_eigenvalues(gram: Tensor, base: float, log_determinant: float | None = None) -> Tensor | None:
+    """Square roots of the eigenvalues of ``G = M^T M``, given by its lower triangle, where those are good enough.
+
+    They take a quarter of the time of the singular values of M, and may lose the small ones: each is known to some
+    ``noise``, by the general bound 10 eps of the largest. Where columns fall, as with factors by pivots, they are far
+    better, and how much shows in the determinant, which is known from the factors or by Cholesky. None where the error
+    would matter still: at near-equal Gaussians, and all but singular ones.
+    """
+    squares = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
     values = squares.sqrt()
+    allowed = _TARGET / 2 * (base - 2 * float(values.sum()))
     noise = 10 * _EPS * float(squares[0])
-    error = (noise / (2 * values).clamp_min(noise**0.5)).sum() if noise else 0.0
-    if 2 * float(error) <= _TARGET * (base - 2 * float(values.sum())):
+    if _lost(values, noise) <= allowed:
         return values
-    return torch.linalg.svdvals(tall)
+    if not float(values[-1]):
+        return None
+    if log_determinant is None:
+        triangle, failed = torch.linalg.cholesky_ex(gram)
+        if failed:
+            return None
+        log_determinant = float(triangle.diagonal().log().sum())
+    # the smallest eigenvalue has most of the gap; the factor is for errors that cancel in it
+    gap = 2 * abs(float(values.log().sum()) - log_determinant) + len(values) * _EPS
+    return values if _lost(values, min(noise, 300 * gap * float(squares[-1]))) <= allowed else None
+
+
+def _lost(values: Tensor, noise: float) -> float:
+    """Most that the sum of square roots is wrong by where each square is known to ``noise``."""
+    return float((noise / (2 * values).clamp_min(noise**0.5)).sum()) if noise else 0.0
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """``X^T X``: numpy's takes half the time, as it knows that the result is symmetric."""
+    if rows.device.type != "cpu":
+        return rows.T @ rows
+    array = rows.numpy()
+    return torch.from_numpy(array.T @ array)
 
 
 def _check_features(name: str, features: Tensor, dimensions: int | None = None) -> None:
