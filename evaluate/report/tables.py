@@ -8,21 +8,12 @@ from genflow.evaluate.measures import MEASURES, label, meaning
 from genflow.evaluate.report.figures import draw_extrapolation
 from genflow.evaluate.report.html import Cell, Markup, data_uri, element, join, scrolled, table
 from genflow.evaluate.report.view import DASH, View, absent, number, section
-from genflow.evaluate.table import ARROWS
+from genflow.evaluate.table import ARROWS, CLASS_COLUMNS, class_figure
 
 __all__ = ["classes_section", "extrapolation_section", "figures_section", "protocol_section"]
 
 _DIRECTIONS = {"up": "higher", "down": "lower", None: ""}
 _LISTED = 20
-_COLUMNS = {
-    "count": "samples",
-    "reference_count": "reference",
-    "fd": "FD",
-    "bias": "its bias",
-    "precision": "precision",
-    "recall": "recall",
-    "accuracy": "accuracy",
-}
 
 
 def figures_section(view: View) -> Markup:
@@ -37,7 +28,7 @@ def figures_section(view: View) -> Markup:
             below.append(f"± {measure.form.format(spread)}")
         if interval is not None:
             ends = " to ".join(measure.form.format(interval[end]) for end in ("low", "high"))
-            below.append(f"{ends} ({interval['level']:.0%})")
+            below.append(f"{ends} ({protocol['bootstrap']['level']:.0%})")
         rows.append(
             (
                 join(label(key, protocol["features"]), element("small", meaning(key, protocol))),
@@ -62,12 +53,12 @@ def classes_section(view: View) -> Markup:
         return section(
             "classes", title, absent("Figures by class were not asked for (--per-class), or no class is known.")
         )
-    names = [key for key in _COLUMNS if key in by_class]
-    rows = []
-    for index, name in enumerate(by_class["classes"]):
-        values = [by_class[key][index] for key in names]
-        rows.append((name, *(Cell(number(value), value) for value in values)))
-    head = ("class", *(view.frechet if key == "fd" else _COLUMNS[key] for key in names))
+    rows = [
+        (name, *(Cell(class_figure(key, by_class[key][row]), by_class[key][row]) for key in CLASS_COLUMNS))
+        for row, name in enumerate(by_class["classes"])
+    ]
+    titles = {**CLASS_COLUMNS, "fd": view.frechet}
+    head = ("class", *(titles[key] for key in CLASS_COLUMNS))
     body = table(head, rows, caption="Figures by class", sortable=True, class_="classes")
     note = element("p", "Click a column's name to sort by it.", class_="note scripted")
     return section("classes", title, note, scrolled(body, "Figures by class"))

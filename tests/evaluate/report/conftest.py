@@ -78,14 +78,18 @@ def judge(generated: Side, reference: Side) -> Evaluation:
     """What the report draws from, computed as an evaluation computes it; the intervals are made up."""
     pair = Pair(generated.features, reference.features, Settings())
     metrics = {key: MEASURES[key].value(pair) for key in KEYS}
-    given = {"samples": generated.source.name, "reference": reference.source.name, "bootstrap": None}
+    given = {
+        "samples": generated.source.name,
+        "reference": reference.source.name,
+        "bootstrap": {"draws": 200, "level": 0.95, "seed": 0},
+    }
     protocol = protocol_of(pair, KEYS, given)
     protocol |= {"notes": ["alpha left out"], "warnings": warnings_about(pair, KEYS), "nested": {"a": ["x", "y"]}}
     fd = metrics["fd"]
     result = {
         "metrics": metrics,
         "spreads": {"kid": MEASURES["kid"].spread(pair)},
-        "intervals": {"fd": {"low": 0.9 * fd, "high": 1.1 * fd, "level": 0.95, "draws": 200}},
+        "intervals": {"fd": {"low": 0.9 * fd, "high": 1.1 * fd}},
         "per_class": None if generated.features.labels is None else per_class_table(pair),
         "protocol": protocol,
     }

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from genflow.evaluate.report import write_report
+from genflow.evaluate.table import CLASS_COLUMNS
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -177,18 +178,18 @@ def test_a_click_on_a_heading_sorts(browser: Browser, report: Path) -> None:
         browser.click(".classes th:nth-child(4) button")
         assert browser.run(state)[3] == order
         assert browser.run(state)[0] is None
-        assert browser.run(COLUMN % 3) == ["2.500", "\N{EN DASH}"]
+        assert browser.run(COLUMN % 3) == ["2.5000", "-"]
 
 
 def test_numbers_sort_as_numbers(browser: Browser, make_evaluation, tmp_path: Path) -> None:
     evaluation = replace(make_evaluation(), neighbours=None, extrapolation=None)
     values = [10.0, 9.0, 100.0, None, 2000.0, 0.5]
     columns = {"classes": [f"class {i}" for i in (10, 9, 100, 3, 2000, 0)], "fd": values, "count": [5, 4, 3, 2, 1, 10]}
-    evaluation.result["per_class"] = columns
+    evaluation.result["per_class"] = {**{key: [1] * 6 for key in CLASS_COLUMNS}, **columns}
     write_report(tmp_path / "report.html", evaluation)
     browser.open(tmp_path / "report.html")
-    browser.click(".classes th:nth-child(3) button")
-    assert browser.run(COLUMN % 2) == ["0.5000", "9.000", "10.00", "100.0", "2,000", "\N{EN DASH}"]
+    browser.click(".classes th:nth-child(4) button")
+    assert browser.run(COLUMN % 3) == ["0.5000", "9.0000", "10.0000", "100.0000", "2000.0000", "-"]
     browser.click(".classes th:nth-child(2) button")
     assert browser.run(COLUMN % 1) == ["1", "2", "3", "4", "5", "10"]
     browser.click(".classes th:nth-child(1) button")

@@ -175,7 +175,7 @@ def test_worst_and_best_by_density(make_evaluation, parse, decode) -> None:
 
 def test_classes(whole) -> None:
     evaluation, _, page = whole
-    assert f"circle 30 30 {evaluation.result['per_class']['fd'][0]:#.4g}" in " ".join(page.sections["classes"].split())
+    assert f"circle 30 30 {evaluation.result['per_class']['fd'][0]:.4f}" in " ".join(page.sections["classes"].split())
     values = [float(given["data-value"]) for given in page.all("td") if given.get("data-value") is not None]
     assert evaluation.result["per_class"]["precision"][1] in values
     (table,) = [given for given in page.all("table") if "sortable" in (given.get("class") or "")]
