@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genflow.evaluate.feature_set import FeatureSet
 from genflow.evaluate.sources.arrays import ArraySource
 from genflow.metrics.features import Features
 
@@ -62,3 +63,35 @@ class TinyExtractor:
 def kept_files(folder: Path) -> list[str]:
     """Everything below a folder of caches, by name."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def same(first: FeatureSet, second: FeatureSet) -> bool:
+    """Whether two sets agree in every bit."""
+    tensors = [
+        {
+            "mean": given.statistics.mean,
+            "covariance": given.statistics.covariance,
+            "features": given.features,
+            "predicted": given.predicted,
+            "logits": given.logits,
+            **given.images,
+        }
+        for given in (first, second)
+    ]
+    return (
+        tensors[0].keys() == tensors[1].keys()
+        and all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+        and (first.names, first.protocol) == (second.names, second.protocol)
+        and (first.labels is None) == (second.labels is None)
+        and (first.labels is None or torch.equal(first.labels, second.labels))
+    )
+
+
+def stop_after(images: int):
+    """An extractor's ``after`` that is Ctrl-C once so many images were seen."""
+
+    def stop(seen: int) -> None:
+        if seen >= images:
+            raise KeyboardInterrupt
+
+    return stop
