@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genflow.errors import InputError, check_flag, check_number
+from genflow.errors import InputError, check_flag
 from genflow.evaluate.evaluation import Evaluation
 from genflow.evaluate.intervals import difference, interval_of, resampling
-from genflow.evaluate.judging import Request, judge
+from genflow.evaluate.judging import Request, check_draws, judge
 from genflow.evaluate.measures import MEASURES
 from genflow.evaluate.replicates import replicates
 from genflow.evaluate.sides import recognise
@@ -54,7 +54,7 @@ def compare_sets(
         InputError: fewer than two sets, paired sets of different sizes, and all that evaluating one raises.
     """
     check_flag("paired", paired)
-    check_number("bootstrap", bootstrap, at_least=0, integer=True)
+    check_draws(bootstrap)
     if len(sets) < 2:
         raise InputError(f"samples: {len(sets)} set given; at least two are needed to compare")
     request = Request(**options)  # without intervals of its own: here they come of the same resamples as the tests
@@ -69,7 +69,7 @@ def compare_sets(
         drawn = _drawn(found, key, bootstrap, request.seed, paired)
         if drawn is not None:
             for one, value, draws in zip(found, values, drawn, strict=True):
-                one.result["intervals"][key] = interval_of(value, draws, request.level)
+                one.result["intervals"][key] = interval_of(key, value, draws, request.level)
         tested[key] = {"best": _best(key, found, values), "pairs": _pairs(values, drawn, request.level)}
     resampled = resampling(bootstrap, request.level, request.seed)
     for one in found:

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from genflow.evaluate.measures import MEASURES
 from genflow.evaluate.pair import Pair
 from genflow.evaluate.replicates import replicates
 from genflow.metrics.resampling import interval_from_draws, p_value_from_draws
@@ -20,15 +21,17 @@ def resampling(draws: int, level: float, seed: int) -> dict[str, Any] | None:
     return {"draws": draws, "level": level, "seed": seed, "resampled": over}
 
 
-def interval_of(value: float, draws: Tensor, level: float) -> dict[str, float]:
-    """``{"low", "high"}`` about the value, by the scatter of the draws about their mean."""
+def interval_of(key: str, value: float, draws: Tensor, level: float) -> dict[str, float]:
+    """``{"low", "high"}`` about the value, by the scatter of the draws about their mean, within the metric's bounds."""
     found = interval_from_draws(value, draws, level)
-    return {"low": found.low, "high": found.high}
+    least, most = MEASURES[key].bounds
+    return {"low": max(found.low, least), "high": min(found.high, most)}
 
 
 def difference(value: float, draws: Tensor, level: float) -> dict[str, float]:
     """The same of a difference between two sets, with the two-sided p-value of there being none."""
-    return {**interval_of(value, draws, level), "p": p_value_from_draws(value, draws)}
+    found = interval_from_draws(value, draws, level)
+    return {"low": found.low, "high": found.high, "p": p_value_from_draws(value, draws)}
 
 
 def intervals(
@@ -37,4 +40,6 @@ def intervals(
     """An interval for each of the metrics; of statistics alone, which cannot be resampled, none."""
     if not draws or pair.generated.features is None:
         return {}
-    return {key: interval_of(value, replicates(pair, key, draws, seed=seed), level) for key, value in metrics.items()}
+    return {
+        key: interval_of(key, value, replicates(pair, key, draws, seed=seed), level) for key, value in metrics.items()
+    }

@@ -1,7 +1,7 @@
 """One or several sets of samples against one reference: what is asked for, checked, then done in order."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from genflow.evaluate.record import notes_on, protocol_of, warnings_about
 from genflow.evaluate.sides import Given, choose_extractor, complete, recognise
 from genflow.metrics.features import DTYPES, Extractor
 
-__all__ = ["Request", "judge"]
+__all__ = ["Request", "check_draws", "judge"]
 
 _EXTRAPOLATED = 16  # the fewest samples that make fifteen different numbers of samples
 
@@ -51,22 +51,21 @@ class Request:
     workers: int | None = None
     cache: bool | str | Path = True
     progress: bool = False
+    settings: Settings = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metrics", parse_metrics(self.metrics))
+        object.__setattr__(
+            self, "settings", Settings(self.k, self.density_k, self.strict, self.seed, self.device, self.progress)
+        )
         check_flag("per_class", self.per_class)
         check_flag("skip_bad", self.skip_bad)
-        check_number("bootstrap", self.bootstrap, at_least=0, integer=True)
+        check_draws(self.bootstrap)
         check_number("level", self.level, above=0, below=1)
         check_choice("dtype", self.dtype, DTYPES)
         for name, least in (("count", 1), ("batch_size", 1), ("workers", 0)):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), at_least=least, integer=True)
-
-    @property
-    def settings(self) -> Settings:
-        """What the metrics depend on."""
-        return Settings(self.k, self.density_k, self.strict, self.seed, self.device, self.progress)
 
     @property
     def place(self) -> dict[str, Any]:
@@ -79,6 +78,13 @@ class Request:
         """How images are seen."""
         names = ("batch_size", "workers", "skip_bad", "cache", "progress")
         return {name: getattr(self, name) for name in names}
+
+
+def check_draws(bootstrap: int) -> None:
+    """Raise InputError unless it is a number of resamples that has a scatter, or 0, which asks for none."""
+    check_number("bootstrap", bootstrap, at_least=0, integer=True)
+    if bootstrap == 1:
+        raise InputError("bootstrap: got 1; allowed: 0 for no intervals, or an integer >= 2; 200 is usual")
 
 
 def judge(sets: Sequence[Given], reference: str | Path, request: Request) -> list[Evaluation]:
@@ -99,6 +105,8 @@ def judge(sets: Sequence[Given], reference: str | Path, request: Request) -> lis
     for ours in sets:
         facts = expected_facts(ours, theirs, train, extractor, by_class=by_class)
         keys = _plan(facts, naming, request)
+        if request.count is not None and ours.number is not None and request.count > ours.number:
+            raise InputError(f"count: got {request.count}; there are {ours.number} samples in {ours.name}")
         _check_number("samples", ours.name, request.count or ours.number, _least_samples(keys, request.k))
         _check_number("reference", theirs.name, theirs.number, _least(keys, max(request.k, request.density_k)))
 

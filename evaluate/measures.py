@@ -4,6 +4,7 @@ A Frechet distance is called FID only in the features of the Inception network t
 figure of other features is FD, with their name, and belongs beside figures of those features alone.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,6 +29,8 @@ __all__ = [
     "parse_metrics",
 ]
 
+_ANY, _SHARE = (-math.inf, math.inf), (0.0, 1.0)
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -43,6 +46,7 @@ class Measure:
         spread: its standard deviation over subsets or splits, where it is a mean of such.
         each: of a mean of single samples' values: those values.
         over: whose samples these are, ``"generated"`` or ``"reference"``; what a bootstrap draws from.
+        bounds: between which it lies by its nature, and so do its intervals.
         again: of any other: the figure of these rows of the generated samples, for a bootstrap.
         together: of any other: the figures of many resamples at once, from how often each holds each sample.
     """
@@ -56,6 +60,7 @@ class Measure:
     spread: Callable[[Pair], float] | None = None
     each: Callable[[Pair], Tensor] | None = None
     over: Literal["generated", "reference"] = "generated"
+    bounds: tuple[float, float] = (0.0, math.inf)
     again: Callable[[Pair, Tensor], float] | None = None
     together: Callable[[Pair, Tensor], Tensor] | None = None
 
@@ -80,6 +85,7 @@ def _extrapolated(name: str) -> Measure:
         "the same for endless samples: extrapolated in 1/N",
         ("features",),
         lambda pair: pair.extrapolation.value,
+        bounds=_ANY,
         again=Pair.extrapolation_of,
     )
 
@@ -109,6 +115,7 @@ def _covering(
         lambda pair: getattr(pair.neighbours.metrics, name),
         each=lambda pair: each(pair.neighbours),
         over=over,
+        bounds=(0, math.inf) if name == "density" else _SHARE,
     )
 
 
@@ -139,6 +146,7 @@ MEASURES: Mapping[str, Measure] = {
         ("features",),
         lambda pair: pair.kernel.mean,
         spread=lambda pair: pair.kernel.std,
+        bounds=_ANY,
         together=lambda pair, counts: resampled_kernel_distances(
             pair.reference.features, pair.generated.features, counts
         ),
@@ -151,6 +159,7 @@ MEASURES: Mapping[str, Measure] = {
         ("logits",),
         lambda pair: pair.inception.mean,
         spread=lambda pair: pair.inception.std,
+        bounds=(1, math.inf),
         again=lambda pair, rows: pair.inception_of(rows).mean,
     ),
     "precision": _covering("precision", "share of samples near real images (k = {k})", lambda found: found.precise),
@@ -179,6 +188,7 @@ MEASURES: Mapping[str, Measure] = {
         ("features", "train"),
         lambda pair: pair.memorization.share,
         each=lambda pair: pair.memorization.copied,
+        bounds=_SHARE,
     ),
     "accuracy": Measure(
         "accuracy",
@@ -188,6 +198,7 @@ MEASURES: Mapping[str, Measure] = {
         ("labels", "classes"),
         lambda pair: pair.accuracy,
         each=lambda pair: pair.right,
+        bounds=_SHARE,
     ),
     "saturation": _of_images("saturation", "mean of HSV's S: 0 is grey, 1 pure colours"),
     "contrast": _of_images("contrast", "standard deviation of the luma within an image, 0 to 0.5"),

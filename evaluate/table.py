@@ -88,9 +88,9 @@ def print_table(result: dict[str, Any], console: Console | None = None) -> None:
 
 CLASS_COLUMNS = {
     "count": "samples",
-    "reference_count": "reference",
+    "reference_count": "real",
     "fd": "FD",
-    "bias": "of which bias",
+    "bias": "of it bias",
     "precision": "precision",
     "recall": "recall",
     "accuracy": "accuracy",
