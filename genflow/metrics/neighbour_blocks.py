@@ -7,7 +7,6 @@ section 3.1). Whoever decides something takes the quick distance where the bound
 elsewhere: the decisions are those of exact distances, at the speed of float32.
 """
 
-import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,18 @@ from torch import Tensor
 from genflow.errors import InputError
 from genflow.processes import Processes
 
-__all__ = ["ALONE", "MAX_BYTES", "Frame", "Points", "Tiles", "exact_distances", "rounding", "tiles"]
+__all__ = [
+    "ALONE",
+    "MAX_BYTES",
+    "Bounds",
+    "Frame",
+    "Points",
+    "Tiles",
+    "exact_distances",
+    "rounding",
+    "tiles",
+    "true_places",
+]
 
 MAX_BYTES = 64 * 2**20
 """Memory for blocks of distances, by default."""
@@ -150,60 +160,68 @@ class Frame:
         return placed, norms
 
 
-class Tiles:
-    """Quick squared distances between two sets of points in a frame, tile by tile; all in the frame's units.
+@dataclass(frozen=True)
+class Bounds:
+    """How far exact distances, in a frame's units, may be from quick ones: ``row_slack[i] + column_slack[j]``."""
 
-    The exact distance of ``(i, j)``, times ``scale ** 2``, is within ``row_slack[i] + column_slack[j]`` of the quick
-    one. float32 copies are held whole; float64 ones are made for each tile.
+    frame: Frame
+    dtype: torch.dtype
+    row_slack: Tensor
+    column_slack: Tensor
+
+    def swapped(self) -> "Bounds":
+        """Of the same distances with rows for columns."""
+        return Bounds(self.frame, self.dtype, self.column_slack, self.row_slack)
+
+
+class Tiles:
+    """Quick squared distances between two sets of points in a frame, tile by tile, in the frame's units.
+
+    Of the columns a float32 copy is held; rows, and float64 copies, are made as they are needed, once for all the tiles
+    that follow each other in a row.
     """
 
-    def __init__(self, rows: Tensor, columns: Tensor, frame: Frame, dtype: torch.dtype, same: bool = False) -> None:
-        self.frame, self.dtype = frame, dtype
-        self._sources = (rows, columns)
-        self._placed = None
-        if dtype == torch.float32:
-            first = frame.place(rows, dtype)
-            second = first if same else frame.place(columns, dtype)
-            self._placed = (first[0], second[0])
-            norms = (first[1], second[1])
-        else:
-            norms = tuple(self._norms(values) for values in self._sources)
-        self._norms_of = norms
-        self.row_slack, self.column_slack = (_slack(n, rows.shape[1], dtype) for n in norms)
+    def __init__(self, rows: Tensor, columns: Tensor, frame: Frame, dtype: torch.dtype) -> None:
+        self._rows, self._columns, self._frame, self._dtype = rows, columns, frame, dtype
+        self._same = rows is columns
+        self._held = frame.place(columns, dtype) if dtype == torch.float32 else None
+        self._column_norms = self._norms(columns) if self._held is None else self._held[1]
+        self._row_norms = self._column_norms if self._same else self._norms(rows)
+        slacks = (_slack(norms, rows.shape[1], dtype) for norms in (self._row_norms, self._column_norms))
+        self.bounds = Bounds(frame, dtype, *slacks)
+        self._last: tuple[slice, Tensor] | None = None
 
     def _norms(self, values: Tensor) -> Tensor:
-        return torch.cat([self.frame.place(part, self.dtype)[1] for part in values.split(1024)])
-
-    def _side(self, side: int, where: slice) -> Tensor:
-        if self._placed is not None:
-            return self._placed[side][where]
-        return self.frame.place(self._sources[side][where], self.dtype)[0]
+        return torch.cat([self._frame.place(part, self._dtype)[1] for part in values.split(1024)])
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
         """``(rows, columns)`` quick distances; some may be a little below zero."""
-        row_norms, column_norms = self._norms_of[0][rows], self._norms_of[1][columns]
-        found = torch.add(row_norms.to(self.dtype)[:, None], column_norms.to(self.dtype))
+        if self._last is None or self._last[0] != rows:
+            own = (
+                self._held[0][rows]
+                if self._same and self._held
+                else self._frame.place(self._rows[rows], self._dtype)[0]
+            )
+            self._last = (rows, own * -2)
+        if self._held:
+            second = self._held[0][columns]
+        else:
+            second = self._frame.place(self._columns[columns], self._dtype)[0]
         with _full_precision():
-            return found.addmm_(self._side(0, rows), self._side(1, columns).T, alpha=-2)
-
-    def swapped(self) -> "Tiles":
-        """The same distances with rows for columns; shares the copies."""
-        other = copy.copy(self)
-        other._sources, other._norms_of = self._sources[::-1], self._norms_of[::-1]
-        other._placed = None if self._placed is None else self._placed[::-1]
-        other.row_slack, other.column_slack = self.column_slack, self.row_slack
-        return other
+            found = self._last[1] @ second.T
+        found += self._row_norms[rows].to(self._dtype)[:, None]
+        return found.add_(self._column_norms[columns].to(self._dtype))
 
 
 def _slack(norms: Tensor, dimensions: int, dtype: torch.dtype) -> Tensor:
-    """A point's part in the bound. With unit roundoff u, in any order of summation, an inner product of D terms and
-    two addends errs by at most gamma = (D + 4) u / (1 - (D + 4) u) of the sum of absolute terms, here at most
-    ``2 (|a|^2 + |b|^2)``; rounding the points and their norms adds less than 8 u of the same.
+    """A point's part in the bound. With unit roundoff u, an inner product of D terms in any order of summation errs by
+    at most ``gamma = D u / (1 - D u)`` of the sum of absolute terms; here, doubled, that is at most ``|a|^2 + |b|^2``.
+    Rounding the points and their norms, and adding those, makes less than 16 u of the same.
     """
     info = torch.finfo(dtype)
-    terms = (dimensions + 4) * info.eps / 2
+    terms = dimensions * info.eps / 2
     gamma = terms / (1 - terms) if terms < 0.5 else 1e9
-    share = 2 * gamma + 8 * info.eps + 4 * rounding(dimensions)
+    share = gamma + 8 * info.eps + 4 * rounding(dimensions)
     return norms * share + 16 * dimensions * info.tiny  # the last for products that underflow
 
 
@@ -221,6 +239,19 @@ def _full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+def true_places(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of each true entry, few among many, in the order of memory: eight are looked at at once."""
+    if mask.stride(0) < mask.stride(1):
+        return true_places(mask.T)[::-1]
+    if mask.shape[1] % 8 or not mask.is_contiguous():
+        return mask.nonzero(as_tuple=True)
+    words = mask.view(torch.int64).flatten().nonzero()[:, 0]
+    word, byte = mask.view(-1, 8)[words].nonzero(as_tuple=True)
+    places = words[word] * 8 + byte
+    rows = places.div(mask.shape[1], rounding_mode="floor")
+    return rows, places - rows * mask.shape[1]
+
+
 def tiles(
     rows: int, columns: int, max_bytes: int, *, upper: bool = False, processes: Processes = ALONE
 ) -> Iterator[tuple[slice, list[slice]]]:
@@ -228,8 +259,9 @@ def tiles(
 
     Tiles are dealt out to the ``processes`` in turn; these are this one's.
     """
-    height = max(8, min(1024, math.isqrt(max_bytes // 64)))  # a tile, its masks and what they find: 32 bytes an entry
-    width = 2 * height
+    # A tile, its masks and what they find take 32 bytes an entry. Flat tiles waste less below the diagonal.
+    height = max(8, min(512, math.isqrt(max_bytes // 256)))
+    width = 8 * height
     number = 0
     for start in range(0, rows, height):
         mine = []

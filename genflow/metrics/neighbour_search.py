@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 
 from genflow.errors import InputError, check_number
-from genflow.metrics.neighbour_blocks import ALONE, MAX_BYTES, Frame, Points, Tiles, exact_distances, tiles
+from genflow.metrics.neighbour_blocks import (
+    ALONE,
+    MAX_BYTES,
+    Bounds,
+    Frame,
+    Points,
+    Tiles,
+    exact_distances,
+    tiles,
+    true_places,
+)
 from genflow.processes import Processes
 
 __all__ = ["Closest", "Progress", "nearest", "self_distances"]
@@ -92,7 +102,7 @@ def cross_distances(
         if progress:
             progress(int(asked.weights[rows].sum()))
     closest.merge(processes)
-    return closest.settle(asked.values, known.values, block, max_bytes)
+    return closest.settle(asked.values, known.values, block.bounds, max_bytes)
 
 
 def self_distances(
@@ -104,7 +114,7 @@ def self_distances(
     """
     device = points.values.device
     closest = Closest(len(points), max(ranks), torch.float32, device)
-    block = Tiles(points.values, points.values, Frame.around(points), torch.float32, same=True)
+    block = Tiles(points.values, points.values, Frame.around(points), torch.float32)
     for rows, columns in tiles(len(points), len(points), max_bytes, upper=True, processes=processes):
         for part in columns:
             tile = block.tile(rows, part)
@@ -119,7 +129,9 @@ def self_distances(
     closest.merge(processes)
     own = torch.arange(len(points), device=device)
     copies = int(points.weights.max()) > 1
-    q, found = closest.settle(points.values, points.values, block, max_bytes, own=own, ranks=None if copies else ranks)
+    q, found = closest.settle(
+        points.values, points.values, block.bounds, max_bytes, own=own, ranks=None if copies else ranks
+    )
     if not copies:
         return q[:, [rank - 1 for rank in ranks]].T
     # A point's copies are at distance zero; each neighbour counts as often as it came.
@@ -150,41 +162,32 @@ class Closest:
         values, indices = self.values[start : start + len(block)], self.indices[start : start + len(block)]
         below = block < values[:, -1:]
         found = int(below.count_nonzero())
-        if found * 32 > block.numel():
-            best, where = block.topk(min(values.shape[1], block.shape[1]), dim=1, largest=False)
-            self._join(values, indices, best, where + first)
-        elif found:
-            if below.stride(0) < below.stride(1):  # found in the order in which they lie in memory
-                candidate, query = below.T.nonzero(as_tuple=True)
-            else:
-                query, candidate = below.nonzero(as_tuple=True)
-            self._insert(values, indices, query, block[query, candidate], candidate + first)
+        if not found:
+            return
+        if found * 32 < block.numel():
+            query, candidate = true_places(below)
+            counts = query.bincount(minlength=len(block))
+            touched = counts.nonzero()[:, 0]
+            widest = int(counts.max())
+            if widest * len(touched) * 4 < block.numel():
+                order = query.argsort(stable=True) if block.stride(0) < block.stride(1) else slice(None)
+                query, candidate = query[order], candidate[order]
+                rank = torch.arange(found, device=query.device) - (counts.cumsum(0) - counts)[query]
+                row = ((counts > 0).cumsum(0) - 1)[query]
+                near = values.new_full((len(touched), widest), torch.inf)
+                near[row, rank] = block[query, candidate]
+                which = torch.zeros_like(near, dtype=torch.int64)
+                which[row, rank] = candidate + first
+                values[touched], indices[touched] = self._nearer(values[touched], indices[touched], near, which)
+                return
+        best, where = block.topk(min(values.shape[1], block.shape[1]), dim=1, largest=False)
+        values[:], indices[:] = self._nearer(values, indices, best, where + first)
 
     @staticmethod
-    def _join(values: Tensor, indices: Tensor, others: Tensor, other_indices: Tensor) -> None:
-        """Into ``(rows, kept)`` the smallest of them and of as many rows of others."""
-        both = torch.cat([values, others], dim=1)
-        best, order = both.topk(values.shape[1], dim=1, largest=False, sorted=True)
-        values.copy_(best)
-        indices.copy_(torch.cat([indices, other_indices], dim=1).gather(1, order))
-
-    @staticmethod
-    def _insert(values: Tensor, indices: Tensor, query: Tensor, distance: Tensor, candidate: Tensor) -> None:
-        """The same for a few single entries ``(P,)``: sorted among the candidates of the rows that they belong to."""
-        kept = values.shape[1]
-        touched, group = query.unique(return_inverse=True)
-        group = torch.cat([torch.arange(len(touched), device=group.device).repeat_interleave(kept), group])
-        distance = torch.cat([values[touched].flatten(), distance])
-        candidate = torch.cat([indices[touched].flatten(), candidate])
-        order = distance.argsort()
-        order = order[group[order].argsort(stable=True)]
-        group = group[order]
-        begins = torch.searchsorted(group, torch.arange(len(touched), device=group.device))
-        rank = torch.arange(len(group), device=group.device) - begins[group]
-        stays = rank < kept
-        rows, rank, order = touched[group[stays]], rank[stays], order[stays]
-        values[rows, rank] = distance[order]
-        indices[rows, rank] = candidate[order]
+    def _nearer(values: Tensor, indices: Tensor, others: Tensor, other_indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Of ``(rows, kept)`` and as many rows of others the smallest, ascending, as many as there were."""
+        best, order = torch.cat([values, others], dim=1).topk(values.shape[1], dim=1, largest=False, sorted=True)
+        return best, torch.cat([indices, other_indices], dim=1).gather(1, order)
 
     def merge(self, processes: Processes) -> None:
         """Fold in what other processes were offered; all must call this."""
@@ -195,13 +198,14 @@ class Closest:
         indices = processes.gather_rows(self.indices).view(shape).to(self.values.device)
         for number in range(processes.count):
             if number != processes.index:
-                self._join(self.values, self.indices, values[number], indices[number])
+                found = self._nearer(self.values, self.indices, values[number], indices[number])
+                self.values, self.indices = found
 
     def settle(
         self,
         asked: Tensor,
         known: Tensor,
-        block: Tiles,
+        bounds: Bounds,
         max_bytes: int,
         *,
         own: Tensor | None = None,
@@ -209,39 +213,39 @@ class Closest:
     ) -> tuple[Tensor, Tensor]:
         """Exact squared distances and indices ``(queries, count)`` of the nearest, ordered by both.
 
-        ``asked`` and ``known`` are the points whose quick distances ``block`` gave; ``own`` ``(queries,)`` the index in
-        ``known`` that is the query itself and does not count. Where only certain ``ranks`` (from 1) are wanted, the
-        distances at others may be quick ones.
+        ``asked`` and ``known`` are the points whose quick distances were offered, within ``bounds``; ``own``
+        ``(queries,)`` the index in ``known`` that is the query itself and does not count. Where only certain ``ranks``
+        (from 1) are wanted, the distances at others may be quick ones.
         """
         absent = torch.isinf(self.values)
         quick = self.values.to(torch.float64)
-        slack = block.row_slack[:, None] + block.column_slack[self.indices.clamp(min=0)]
+        slack = bounds.row_slack[:, None] + bounds.column_slack[self.indices.clamp(min=0)]
         lower, upper = quick - slack, quick + slack
         least, most = lower.sort(dim=1).values, upper.sort(dim=1).values
         last = most[:, self.count - 1]
-        unsure = ~absent[:, -1] & (quick[:, -1] - block.row_slack - block.column_slack.max() <= last)
+        unsure = ~absent[:, -1] & (quick[:, -1] - bounds.row_slack - bounds.column_slack.max() <= last)
         needed = torch.zeros_like(absent)
         for rank in ranks or range(1, self.count + 1):  # those that may have this rank
             needed |= (lower <= most[:, rank - 1, None]) & (upper >= least[:, rank - 1, None])
         needed &= ~(absent | unsure[:, None])
         query, place = needed.nonzero(as_tuple=True)
-        q = quick / block.frame.scale**2
+        q = quick / bounds.frame.scale**2
         q[query, place] = exact_distances(asked, known, query, self.indices[query, place])
         q, found = (part[:, : self.count].clone() for part in _by_distance_and_index(q, self.indices))
         if unsure.any():
             again = unsure.nonzero()[:, 0]
             mine = own[again] if own is not None else None
-            q[again], found[again] = _again(asked[again], known, self.count, block, max_bytes, mine)
+            q[again], found[again] = _again(asked[again], known, self.count, bounds, max_bytes, mine)
         return q, found
 
 
 def _again(
-    asked: Tensor, known: Tensor, count: int, block: Tiles, max_bytes: int, own: Tensor | None
+    asked: Tensor, known: Tensor, count: int, bounds: Bounds, max_bytes: int, own: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """What :meth:`Closest.settle` gives, for points that quick distances at ``block``'s precision cannot settle."""
-    if block.dtype == torch.float64:
+    """What :meth:`Closest.settle` gives, for points that quick distances within ``bounds`` cannot settle."""
+    if bounds.dtype == torch.float64:
         return _from_all(asked, known, count, own)
-    block = Tiles(asked, known, block.frame, torch.float64)
+    block = Tiles(asked, known, bounds.frame, torch.float64)
     closest = Closest(len(asked), count, torch.float64, asked.device, spare=4 * SPARE)
     for rows, columns in tiles(len(asked), len(known), max_bytes // 2):
         for part in columns:
@@ -250,7 +254,7 @@ def _again(
                 here = ((own[rows] >= part.start) & (own[rows] < part.stop)).nonzero()[:, 0]
                 tile[here, own[rows][here] - part.start] = torch.inf
             closest.offer(rows.start, tile, part.start)
-    return closest.settle(asked, known, block, max_bytes, own=own)
+    return closest.settle(asked, known, block.bounds, max_bytes, own=own)
 
 
 def _from_all(asked: Tensor, known: Tensor, count: int, own: Tensor | None) -> tuple[Tensor, Tensor]:

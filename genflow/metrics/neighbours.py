@@ -16,7 +16,17 @@ import torch
 from torch import Tensor
 
 from genflow.errors import check_flag, check_number
-from genflow.metrics.neighbour_blocks import ALONE, MAX_BYTES, Frame, Points, Tiles, exact_distances, rounding, tiles
+from genflow.metrics.neighbour_blocks import (
+    ALONE,
+    MAX_BYTES,
+    Frame,
+    Points,
+    Tiles,
+    exact_distances,
+    rounding,
+    tiles,
+    true_places,
+)
 from genflow.metrics.neighbour_search import Closest, Progress, check_widths, self_distances
 from genflow.processes import Processes
 
@@ -179,12 +189,13 @@ class _Crossing:
         self.real, self.generated, self.strict = real, generated, strict
         self.frame = Frame.around(real, generated)
         self.quick = Tiles(real.values, generated.values, self.frame, torch.float32)
+        self.bounds = self.quick.bounds
         edge = rounding(real.values.shape[1])
         within = self.frame.scale**2 * (1 - edge if strict else 1 + edge)
         self.radius, self.density_radius, self.generated_radius = (r * within for r in radii)
         # Beyond these in quick distances, less the other end's slack, a pair lies in no ball of interest.
-        self.row_reach = torch.maximum(self.radius, self.density_radius) + self.quick.row_slack
-        self.column_reach = self.generated_radius + self.quick.column_slack
+        self.row_reach = torch.maximum(self.radius, self.density_radius) + self.bounds.row_slack
+        self.column_reach = self.generated_radius + self.bounds.column_slack
         device = real.values.device
         self.held = torch.zeros(len(generated), dtype=torch.int64, device=device)
         self.precise, self.recalled, self.covered = (
@@ -202,7 +213,7 @@ class _Crossing:
             if progress:
                 progress(int(real.weights[rows].sum()))
         closest.merge(processes)
-        distance, nearest = closest.settle(generated.values, real.values, self.quick.swapped(), max_bytes)
+        distance, nearest = closest.settle(generated.values, real.values, self.bounds.swapped(), max_bytes)
         return {
             "held": _over(processes, self.held),
             "precise": _over(processes, self.precise) > 0,
@@ -214,7 +225,7 @@ class _Crossing:
 
     def _count(self, tile: Tensor, rows: slice, columns: slice) -> None:
         """Add what a tile of quick distances decides, after exact distances have where it does not."""
-        row_slack, column_slack = self.quick.row_slack[rows], self.quick.column_slack[columns]
+        row_slack, column_slack = self.bounds.row_slack[rows], self.bounds.column_slack[columns]
         row_reach = _up(self.row_reach[rows] + column_slack.max())
         column_reach = _up(self.column_reach[columns] + row_slack.max())
         near = (tile <= row_reach[:, None]).logical_or_(tile <= column_reach)
@@ -224,7 +235,7 @@ class _Crossing:
         # What is found takes a hundred bytes a pair: where nearly all is, it is taken in parts.
         height = len(near) if 16 * found < near.numel() else max(1, len(near) // 16)
         for start in range(0, len(near), height):
-            i, j = near[start : start + height].nonzero(as_tuple=True)
+            i, j = true_places(near[start : start + height])
             i += start
             value = tile[i, j].to(torch.float64)
             slack = row_slack[i] + column_slack[j]

@@ -88,7 +88,7 @@ def test_quick_distances_are_within_their_bound(seed, dimensions, scale, offset,
     quick = block.tile(slice(0, 30), slice(0, 20)).double()
     i, j = torch.cartesian_prod(torch.arange(30), torch.arange(20)).T
     exact = neighbour_blocks.exact_distances(first, second, i, j).view(30, 20) * frame.scale**2
-    bound = block.row_slack[:, None] + block.column_slack
+    bound = block.bounds.row_slack[:, None] + block.bounds.column_slack
     assert ((quick - exact).abs() <= bound).all()
     assert (bound <= 8 * (dimensions + 40) * torch.finfo(dtype).eps).all()  # and it is a bound worth having
 
