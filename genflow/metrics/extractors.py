@@ -1,6 +1,6 @@
 """Feature networks by name: the one place that turns what a user asks for into an :class:`Extractor`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,15 @@ _TENSORFLOW = Scaling((128.0,), (128.0,))
 _PYTORCH_FID = Scaling((127.5,), (127.5,))
 
 
-def _inception(layer: str, *, weights, resize, batch_size, device, dtype) -> NetworkExtractor:
+def _inception(
+    layer: str,
+    *,
+    weights: str | Path | None,
+    resize: str | None,
+    batch_size: int | None,
+    device: torch.device,
+    dtype: str,
+) -> NetworkExtractor:
     """The FID's Inception. Without ``resize`` it is ``legacy``: published FIDs are of that mode."""
     layer = check_choice("features: the layer of inception", layer or "2048", LAYERS)
     file = find_weights(INCEPTION_FILES, weights)
@@ -62,7 +70,16 @@ def _inception(layer: str, *, weights, resize, batch_size, device, dtype) -> Net
     )
 
 
-def _classifier(variant: str, *, weights, resize, batch_size, device, dtype) -> FeatureExtractor:
+def _classifier(
+    variant: str,
+    *,
+    weights: str | Path | None,
+    resize: str | None,
+    batch_size: int | None,
+    device: torch.device,
+    dtype: str,
+) -> FeatureExtractor:
+    """The shipped classifier of Fashion-MNIST, or another of its kind by ``weights``."""
     if variant:
         raise InputError(f"features: fashion-mnist has no variants; got {variant!r}")
     folder = weights or assets.ROOT / _CLASSIFIER
@@ -71,8 +88,8 @@ def _classifier(variant: str, *, weights, resize, batch_size, device, dtype) -> 
     )
 
 
-def _encoder(kind: str):
-    def create(variant: str, **options) -> Extractor:
+def _encoder(kind: str) -> Callable[..., Extractor]:
+    def create(variant: str, **options: Any) -> Extractor:
         from genflow.metrics.encoders import create_encoder  # transformers is heavy, and an extra
 
         options["batch_size"] = options["batch_size"] or _batch_size(options["device"], 8)
@@ -81,11 +98,11 @@ def _encoder(kind: str):
     return create
 
 
-def _batch_size(device: str | torch.device, on_cpu: int) -> int:
-    return on_cpu if torch.device(device).type == "cpu" else 128
+def _batch_size(device: torch.device, on_cpu: int) -> int:
+    return on_cpu if device.type == "cpu" else 128
 
 
-EXTRACTORS = {
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "inception": _inception,
     "dinov2": _encoder("dinov2"),
     "clip": _encoder("clip"),
@@ -123,13 +140,18 @@ def create_extractor(
         options: of a TorchScript file: what it takes (see :class:`genflow.metrics.modules.ModuleInput`).
 
     Raises:
-        InputError: no such name, path, variant, mode or number format; weights missing, damaged or of another network.
+        InputError: no such name, path, variant, mode, device or number format; weights missing, damaged or of another
+            network.
     """
     if resize is not None:
         check_choice("resize", resize, RESIZE_MODES)
     if batch_size is not None:
         check_number("batch_size", batch_size, at_least=1, integer=True)
     check_choice("dtype", dtype, DTYPES)
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"device: {device!r} is not known; allowed: cpu, cuda, cuda:0, mps") from None
     name, _, variant = str(name_or_path).partition(":")
     common = {"resize": resize, "batch_size": batch_size, "device": device, "dtype": dtype}
     if name in EXTRACTORS:

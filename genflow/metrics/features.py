@@ -1,7 +1,9 @@
 """From images to feature vectors, in batches, with a record of exactly which network made them."""
 
+import functools
 import hashlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -93,11 +95,17 @@ class Scaling:
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 or float ``(B, C, H, W)`` to float32."""
-        offset, divisor = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (self.offset, self.divisor))
-        return images.float().sub_(offset).div_(divisor) if images.dtype == torch.uint8 else (images - offset) / divisor
+        offset, divisor = (_channels(values, images.device) for values in (self.offset, self.divisor))
+        return (images - offset).div_(divisor)
 
     def __str__(self) -> str:
         return f"(x - {_figures(self.offset)}) / {_figures(self.divisor)}"
+
+
+@functools.lru_cache(maxsize=16)
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Kept, since sending it to a GPU would make the host wait in every batch."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
 
 
 def _figures(values: tuple[float, ...]) -> str:
@@ -201,7 +209,7 @@ class NetworkExtractor:
             InputError: images of another dtype, size or number of channels.
         """
         self._check(images)
-        with precision.whole_float32():
+        with precision.whole_float32() if self.device.type == "cuda" else nullcontext():
             return self._extract(images, progress)
 
     def _extract(self, images: Tensor, progress: Callable[[int], None] | None) -> Features:
