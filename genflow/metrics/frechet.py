@@ -196,7 +196,7 @@ class _Root:
         has made indefinite makes it grow wild; then eigenvectors, thirty times slower, sort out the noise."""
         covariance = covariance.cpu()
         largest = float(covariance.diagonal().max())
-        packed, pivots, rank, _ = lapack.dpstrf(covariance.numpy(), tol=8 * _EPS * largest, lower=1)
+        packed, pivots, rank, _ = lapack.dpstrf(covariance.numpy().T, tol=8 * _EPS * largest, lower=1)
         root = cls(triangle=packed[:, :rank], order=pivots - 1)
         if root.regular:
             return root
@@ -277,7 +277,8 @@ def _between(one: _Gaussian, two: _Gaussian) -> FrechetReport:
     if one.root.regular and two.root.regular:
         # L1^T S2 L1, symmetric and triangular as they are, takes an eighth of what matrix products would
         order = torch.from_numpy(one.root.order).long()
-        product, _ = lapack.dsygst(two.covariance[order][:, order].numpy(), one.root.triangle, itype=2, lower=1)
+        turned = two.covariance[order][:, order].numpy().T  # in Fortran's order, as LAPACK wants it
+        product, _ = lapack.dsygst(turned, one.root.triangle, itype=2, lower=1, overwrite_a=True)
         known = one.root.log_determinant + two.root.log_determinant
         spectrum = _roots_of_eigenvalues(torch.from_numpy(product), base, known)
     if spectrum is None:
