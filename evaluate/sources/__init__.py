@@ -9,6 +9,7 @@ _WHERE = {
     "PipelineSource": "pipeline",
     "Source": "source",
     "decode": "decoding",
+    "holds_images": "opening",
     "is_statistics_file": "opening",
     "open_source": "opening",
 }

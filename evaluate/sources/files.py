@@ -1,9 +1,11 @@
 """Images that are files: what folders and archives have in common, and folders."""
 
+import copy
 import functools
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 
@@ -33,6 +35,12 @@ class NamedFiles(EncodedSource):
             raise InputError(f"{name} holds no image")
         self.name, self.names = name, tuple(paths)
         self._given_names = tuple(class_names) if class_names else None
+
+    def among(self, class_names: Sequence[str]) -> Self:
+        other = copy.copy(self)
+        other._given_names = tuple(class_names)
+        other.__dict__.pop("_labelling", None)
+        return other
 
     @abstractmethod
     def read_listing(self) -> bytes | None:

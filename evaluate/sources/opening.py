@@ -16,7 +16,7 @@ from genflow.evaluate.sources.datasets import DatasetSource
 from genflow.evaluate.sources.files import FolderSource
 from genflow.evaluate.sources.source import Source
 
-__all__ = ["is_statistics_file", "open_source"]
+__all__ = ["holds_images", "is_statistics_file", "open_source"]
 
 _FASHION_MNIST = "fashion-mnist"
 _SPLITS = ("train", "test")
@@ -81,7 +81,7 @@ def _open_file(path: Path, name: str, class_names: tuple[str, ...] | None) -> So
         return open_archive(path, name, class_names)
     if suffix in IMAGE_SUFFIXES:
         raise InputError(f"{name} is one image; allowed: a folder, an archive or an array of images")
-    if is_statistics_file(path) and not _holds_images(path):
+    if is_statistics_file(path) and not holds_images(path):
         raise InputError(f"{name} holds statistics of features, no images")
     array, labels = (read_numpy if suffix in (".npz", ".npy") else _read_idx)(path)
     return ArraySource(array, name, labels, None, class_names)
@@ -108,7 +108,8 @@ def is_statistics_file(path: str | Path) -> bool:
     return path.suffix.lower() == ".npz" and {"mu.npy", "sigma.npy"} <= _members(path)
 
 
-def _holds_images(path: Path) -> bool:
+def holds_images(path: Path) -> bool:
+    """Whether an ``.npz`` holds images, beside statistics as ADM's references do or without."""
     return path.suffix.lower() == ".npz" and bool({"arr_0.npy", "images.npy"} & _members(path))
 
 

@@ -1,13 +1,15 @@
 """What a source of images is, whatever holds them."""
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from torch import Tensor
 
+from genflow.evaluate.sources.labels import renumbered
 from genflow.evaluate.sources.pixels import Picture, picture_of
 from genflow.images import UnreadableImageError, decode_image
 
@@ -47,6 +49,9 @@ class ImageSource(Protocol):
     def content_hash(self, indices: Sequence[int] | None = None) -> str:
         """SHA-256 of the images' bytes in this order, all by default. Names and labels do not go into it."""
 
+    def among(self, class_names: Sequence[str]) -> "ImageSource":
+        """The same images with labels that are numbers in ``class_names``; nothing is opened or read again."""
+
     def describe(self) -> dict[str, Any]:
         """What a protocol has to say of the source beside its name, for JSON: of a pipeline, how it samples."""
 
@@ -67,6 +72,12 @@ class Source(ABC):
 
     def read(self, index: int) -> np.ndarray:
         return self.picture(index).array
+
+    def among(self, class_names: Sequence[str]) -> Self:
+        other = copy.copy(self)
+        if self.labels is not None:
+            other.labels, other.class_names = renumbered(self.labels, self.class_names, class_names)
+        return other
 
     def describe(self) -> dict[str, Any]:
         return {}

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from genflow.errors import InputError
-from genflow.evaluate.sources import decode, is_statistics_file, open_source
+from genflow.evaluate.sources import decode, holds_images, is_statistics_file, open_source
 from genflow.images import UnreadableImageError
 
 
@@ -114,6 +114,12 @@ def test_statistics_files_are_told_by_what_is_in_them(tmp_path) -> None:
     assert not is_statistics_file(tmp_path)
     assert not is_statistics_file("fashion-mnist")
     refused(tmp_path / "s.npz", "holds statistics of features, no images")
+    assert [holds_images(tmp_path / name) for name in ("s.npz", "both.npz", "i.npz", "broken.npz")] == [
+        False,
+        True,
+        True,
+        False,
+    ]
     assert len(open_source(tmp_path / "both.npz")) == 3
 
 

@@ -149,3 +149,20 @@ def test_renumbering_goes_by_name_where_there_are_names() -> None:
     assert (found.tolist(), names) == ([0, 1, -1, -1], ("c", "a"))
     found, names = renumbered(torch.tensor([4]), None, None)
     assert (found.tolist(), names) == ([4], None)
+
+
+def test_a_source_is_turned_to_other_classes_without_opening_it_again(tmp_path, monkeypatch) -> None:
+    pictures(tmp_path / "folder", ["a/1.png", "b/1.png", "c/1.png"])
+    np.savez(tmp_path / "a.npz", arr_0=np.zeros((3, 2, 2), np.uint8), arr_1=np.array([0, 1, 2]))
+    folder, array = open_source(tmp_path / "folder"), open_source(tmp_path / "a.npz")
+    assert labels(folder) == labels(array) == [0, 1, 2]
+    monkeypatch.setattr("genflow.evaluate.sources.files.image_files", None)
+    turned = folder.among(("c", "a"))
+    assert (labels(turned), turned.class_names) == ([1, -1, 0], ("c", "a"))
+    assert labels(turned.among(("b",)).among(("c", "a"))) == [1, -1, 0]
+    assert labels(folder) == [0, 1, 2]
+    assert turned.content_hash() == folder.content_hash()
+    turned = array.among(("x", "y"))
+    assert (labels(turned), turned.class_names) == ([0, 1, -1], ("x", "y"))
+    assert labels(array) == [0, 1, 2]
+    assert array.class_names is None
