@@ -35,8 +35,10 @@ _DAMAGE = (
 _SINGLE, _DOUBLE = 1e-5, 1e-12  # of the largest entry: an asymmetry that rounding in float32 or in float64 may leave
 
 
-def load_statistics(path: str | Path) -> FeatureSet:
+def load_statistics(path: str | Path, *, spatial: bool = False) -> FeatureSet:
     """A statistics file: ``.npz`` as above, or a safetensors file of ours, of which only the statistics are read.
+
+    ``spatial`` reads ``mu_s`` and ``sigma_s`` of an ``.npz``, those of sFID's features, in the place of mu and sigma.
 
     Of other tools' files ``statistics.count`` is None and the protocol has ``source`` alone: which network made them
     is taken on trust (see :func:`~genflow.evaluate.feature_set.check_comparable`).
@@ -49,7 +51,7 @@ def load_statistics(path: str | Path) -> FeatureSet:
     if not path.is_file():
         raise InputError(f"statistics: {path} does not exist")
     if path.suffix == ".npz":
-        return _load_npz(path)
+        return _load_npz(path, *(("mu_s", "sigma_s") if spatial else ("mu", "sigma")))
     if path.suffix in (".pkl", ".pickle"):
         raise InputError(f"statistics: {path} is a pickle, which genflow never opens; save mu and sigma as .npz")
     if is_feature_set(path):
@@ -66,16 +68,16 @@ def holds_only_statistics(path: str | Path) -> bool:
         return False
 
 
-def _load_npz(path: Path) -> FeatureSet:
+def _load_npz(path: Path, mu: str, sigma: str) -> FeatureSet:
     try:
         if not zipfile.is_zipfile(path):
             raise InputError(f"statistics: cannot read {path} (it is no .npz, or is cut short)")
         with np.load(path, allow_pickle=False) as archive:
-            absent = [name for name in ("mu", "sigma") if name not in archive.files]
+            absent = [name for name in (mu, sigma) if name not in archive.files]
             if absent:
                 held = ", ".join(archive.files[:8]) or "nothing"
                 raise InputError(f"statistics: {path} has no {' and no '.join(absent)}; it holds {held}")
-            mean, covariance = archive["mu"], archive["sigma"]
+            mean, covariance = archive[mu], archive[sigma]
             notes = json.loads(str(archive[_NOTES])) if _NOTES in archive.files else {}
             count, protocol = notes.get("count"), dict(notes.get("protocol", {}))
     except InputError:

@@ -38,6 +38,11 @@ def test_files_of_other_tools(moments, tmp_path, tool) -> None:
     assert found.protocol == {"source": str(path)}
     assert found.features is None
     assert holds_only_statistics(path) == (tool != "adm")
+    if tool == "adm":
+        assert torch.equal(load_statistics(path, spatial=True).statistics.covariance, torch.eye(9, dtype=torch.float64))
+    else:
+        with pytest.raises(InputError, match="has no mu_s and no sigma_s; it holds mu, sigma"):
+            load_statistics(path, spatial=True)
     generated = FeatureStatistics.from_features(torch.randn(30, 6))
     assert frechet_distance_from_statistics(generated, found.statistics) == pytest.approx(
         frechet_distance(generated.mean, generated.covariance, torch.tensor(mu), torch.tensor(sigma)), rel=1e-12
