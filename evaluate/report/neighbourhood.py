@@ -46,15 +46,17 @@ def nearest_section(view: View) -> Markup:
         words = join(element("code", view.generated.name(row)), f": {number(score)} {found.unit}")
         caption = element("figcaption", words)
         cards.append(element("figure", element("div", *four, class_="four"), caption, class_="card"))
+    unseen = "" if found.known else " The pictures of the latter are not at hand."
     note = (
         f"The {len(cards)} samples most like a copy, by {found.order}. First in each row the sample, then its nearest "
-        "with their distances in feature space; equal pictures are at distance 0."
+        "with their distances in feature space; equal pictures are at distance 0." + unseen
     )
     return section("nearest", title, element("p", note, class_="note"), element("div", *cards, class_="cards"))
 
 
 def _captioned(pictures: Thumbnails, row: int, words: str) -> Markup:
-    return element("figure", pictures(row) if pictures else None, element("figcaption", words))
+    picture = pictures(row) if pictures else element("div", class_="unseen-picture")
+    return element("figure", picture, element("figcaption", words))
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ class _Suspects:
 
 def _suspects(view: View) -> _Suspects | None:
     evaluation, details = view.evaluation, view.evaluation.neighbours
-    if evaluation.memorization is not None and evaluation.train is not None:
-        scores, known = evaluation.memorization.ratios, Thumbnails(evaluation.train, "training image")
+    if evaluation.memorization is not None and view.train is not None:
+        scores, known = evaluation.memorization.ratios, view.train
         order = "the distance to the nearest training image over that to the second nearest"
         unit = "of the distance to the second nearest"
     elif details is not None:

@@ -93,6 +93,7 @@ img.exact { image-rendering: pixelated; }
 .card > figcaption { margin-top: 8px; overflow-wrap: anywhere; }
 .four { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 8px; }
 .four > :first-child img { box-shadow: 0 0 0 2px var(--surface), 0 0 0 4px var(--first); }
+.unseen-picture { aspect-ratio: 1; border: 1px dashed var(--line); border-radius: 3px; }
 .four figcaption { margin-top: 5px; }
 .four > :first-child figcaption { color: var(--first); font-weight: 600; }
 .unreadable { display: block; font-size: 0.75rem; color: var(--muted); overflow-wrap: anywhere; }

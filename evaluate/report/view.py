@@ -10,6 +10,7 @@ from torch import Tensor
 from genflow.evaluate.evaluation import Evaluation
 from genflow.evaluate.report.html import Child, Markup, element
 from genflow.evaluate.report.images import Thumbnails
+from genflow.evaluate.report.reopened import with_pictures
 
 __all__ = ["DASH", "View", "absent", "number", "section"]
 
@@ -36,12 +37,18 @@ class View:
     @cached_property
     def generated(self) -> Thumbnails:
         """Pictures of the samples."""
-        return Thumbnails(self.evaluation.generated, "sample")
+        return Thumbnails(with_pictures(self.evaluation.generated), "sample")
 
     @cached_property
     def reference(self) -> Thumbnails:
         """Pictures of the reference."""
-        return Thumbnails(self.evaluation.reference, "reference image")
+        return Thumbnails(with_pictures(self.evaluation.reference), "reference image")
+
+    @cached_property
+    def train(self) -> Thumbnails | None:
+        """Pictures of the training set, where one was given."""
+        train = self.evaluation.train
+        return None if train is None else Thumbnails(with_pictures(train), "training image")
 
     @property
     def frechet(self) -> str:

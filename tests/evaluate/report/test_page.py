@@ -249,6 +249,7 @@ def test_one_side_alone_has_pictures(make_evaluation, without_pictures, parse) -
     page = parse(render(replace(whole, reference=without_pictures(whole).reference)))
     assert {given["alt"].split()[0] for given in page.all("img")} == {"sample"}
     assert "of the nearest image's radius" in page.sections["nearest"]
+    assert "The pictures of the latter are not at hand." in page.sections["nearest"]
 
 
 def test_statistics_leave_the_pictures_of_the_samples(make_evaluation, statistics_only, parse) -> None:
