@@ -88,6 +88,15 @@ _CONSTANTS = {
 _INTEGERS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"}
 _STRINGS = {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 _LITERALS = {"FLOAT", "BINFLOAT"} | _INTEGERS | _STRINGS
+_DAMAGE = (
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    EOFError,
+    OverflowError,
+    RuntimeError,
+)  # what a bad byte leads to
 _IGNORED = frozenset({"PROTO", "FRAME"})
 
 
@@ -190,7 +199,7 @@ class _Machine:
 
     def find(self, name: str) -> _Name:
         if name not in _KNOWN:
-            raise _RefusedError(name.replace(" ", "."))
+            raise _RefusedError("".join(c if c.isprintable() else "?" for c in name[:100]).replace(" ", "."))
         return _Name(name)
 
     def refer(self, _: Any) -> None:
@@ -214,7 +223,7 @@ class _Machine:
         if not isinstance(target, _Dict):
             raise _RefusedError(f"the state of a {type(target).__name__}")
 
-    def run(self, file: BinaryIO) -> Any:
+    def run(self, file: "BinaryIO | _Bounded") -> Any:
         """What one pickle describes; ``file`` stands behind its STOP afterwards."""
         for opcode, argument, position in pickletools.genops(file):
             name = opcode.name
@@ -273,8 +282,19 @@ def _read_zip(path: Path) -> dict[str, Tensor]:
         return _collect(found, lambda storage: _numbers(bytearray(archive.read(f"{root}data/{storage.key}")), storage))
 
 
+class _Bounded:
+    """A file of which no more is asked for than it has: a damaged length would otherwise be allocated first."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.file, self.size, self.tell, self.readline = file, size, file.tell, file.readline
+
+    def read(self, count: int) -> bytes:
+        return self.file.read(min(count, self.size - self.tell()))
+
+
 def _read_stream(path: Path) -> dict[str, Tensor]:
-    with path.open("rb") as file:
+    with path.open("rb") as opened:
+        file = _Bounded(opened, path.stat().st_size)
         if _Machine().run(file) != _STREAM_MAGIC or _Machine().run(file) != _STREAM_VERSION:
             raise _RefusedError("a pickle that is no file of torch")
         system = _Machine().run(file)
@@ -318,7 +338,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         ) from None
     except OSError as error:
         raise InputError(f"weights: {path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, IndexError, TypeError, SafetensorError, zipfile.BadZipFile, RuntimeError) as error:
+    except (*_DAMAGE, SafetensorError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"weights: {path} is damaged or cut short: {reason}") from error
     raise InputError(f"weights: {path} is neither a safetensors file nor one of torch.save's")

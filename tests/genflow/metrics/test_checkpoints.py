@@ -1,16 +1,18 @@
 """Checkpoints of torch are read as data: tensors come out bit for bit, and nothing that a file asks for is run."""
 
 import functools
+import io
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
@@ -236,7 +238,9 @@ def test_other_files_are_named(tmp_path):
         read_checkpoint(tmp_path / "bomb")
     with pytest.raises(InputError, match="big-endian"):
         read_checkpoint(write_zip(tmp_path / "big", program, bytes(16), byteorder=b"big"))
-    torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
     with pytest.raises(InputError, match="TorchScript"):
         read_checkpoint(tmp_path / "script.pt")
 
@@ -254,3 +258,39 @@ def test_a_pickle_that_doubles_itself_costs_nothing(tmp_path):
     inside = tensor_program(0, (4,), (1,)).replace(b"(J\x04\x00\x00\x00t", b")" + doubling)
     with pytest.raises(InputError, match="holds a tensor whose"):
         read_checkpoint(write_zip(tmp_path / "a.pth", inside, bytes(16)))
+
+
+@pytest.fixture(scope="module")
+def programs() -> dict[str, bytes]:
+    """A good file of each layout; of a zip the pickle alone, since a zip's own checksums see most damage before."""
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    found = {}
+    for layout, options in LAYOUTS.items():
+        buffer = io.BytesIO()
+        torch.save(network.state_dict(), buffer, **options)
+        found[layout] = buffer.getvalue()
+        if layout.startswith("zip"):
+            with zipfile.ZipFile(buffer) as archive:
+                found[layout] = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    return found
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(sorted(LAYOUTS)), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1))
+def test_damage_anywhere_is_one_line_or_harmless(tmp_path_factory, programs, layout, damage):
+    data = bytearray(programs[layout])
+    for place, value in damage:
+        data[min(int(place * len(data)), len(data) - 1)] = value
+    file = tmp_path_factory.mktemp("damage") / "a.pth"
+    if layout.startswith("zip"):
+        write_zip(file, bytes(data), bytes(72), **{f"data/{index}": bytes(8) for index in range(1, 7)})
+    else:
+        file.write_bytes(data)
+    message, found = "", {}
+    try:
+        found = read_checkpoint(file)
+    except InputError as error:
+        message = str(error)
+    assert "\n" not in message
+    assert bool(found) != bool(message)
+    assert all(isinstance(tensor, torch.Tensor) for tensor in found.values())
