@@ -1,8 +1,8 @@
 """Features kept by what they were made of, whole or, of a run that was stopped, in shards.
 
 An entry is named after the SHA-256 of its record: the images' content, the feature network with all that its features
-depend on, and the version of this format. Neither file names nor labels are in it, so that a copied folder finds its
-features again.
+depend on, the figures that are taken of images, and the versions of genflow and of this format. Neither file names nor
+labels are in it, so that a copied folder finds its features again.
 """
 
 import hashlib
@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import genflow
 from genflow.errors import InputError
 from genflow.evaluate.cache import read_tensors, write_tensors
+from genflow.evaluate.sources.figures import FIGURES
 from genflow.files import cache_root, output_folder
 
 __all__ = ["LIMIT", "NOTES", "POSITION", "FeatureEntry", "cache_folder", "cache_size", "join_rows"]
@@ -35,7 +37,7 @@ POSITION = "position"
 NOTES = "notes."
 """Begins the names of tensors ``(n,)`` int64 that count what is said of images, for all of a batch in its first row."""
 
-_FORMAT = 1  # to be raised when a figure of images changes its meaning or name
+_FORMAT = 1
 
 
 def cache_folder(cache: bool | str | Path) -> Path | None:
@@ -93,7 +95,7 @@ class FeatureEntry:
 
     Attributes:
         folder: of all entries.
-        network: ``Extractor.describe()``, less what only speed depends on.
+        network: ``Extractor.describe()``, which lists nothing that only speed depends on.
         content: SHA-256 of the images, in their order.
     """
 
@@ -104,7 +106,13 @@ class FeatureEntry:
     @property
     def record(self) -> dict[str, Any]:
         """What the entry's content depends on, JSON-safe."""
-        return {"network": dict(self.network), "content": self.content, "format": _FORMAT}
+        return {
+            "network": dict(self.network),
+            "content": self.content,
+            "figures": sorted(FIGURES),
+            "genflow": genflow.__version__,  # another release may prepare images otherwise
+            "format": _FORMAT,
+        }
 
     @cached_property
     def key(self) -> str:
@@ -156,7 +164,7 @@ class FeatureEntry:
             for _, size, path in sorted(_entries(self.folder), reverse=True):
                 total += size
                 if total > LIMIT and path != self.path:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _columns(rows: Mapping[str, Tensor]) -> set[str]:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import genflow
 from genflow.errors import InputError
 from genflow.evaluate import extraction, feature_cache
 from genflow.evaluate.extraction import extract
@@ -53,13 +54,18 @@ def test_the_cache_goes_by_content_and_takes_names_and_labels_from_the_source(tm
     assert torch.equal(first.features[1:], third.features[1:])
 
 
-def test_another_network_or_resize_mode_has_another_entry(tmp_path) -> None:
+def test_another_network_resize_mode_or_release_has_another_entry(tmp_path, monkeypatch) -> None:
     networks = [TinyExtractor(), TinyExtractor(resize="clean"), TinyExtractor()]
     networks[2].sha256 = "1" * 64
     for network in networks:
         extract(tiny_source(9), network, cache=tmp_path)
     assert [network.seen for network in networks] == [9, 9, 9]
     assert len(kept_files(tmp_path)) == 3
+    monkeypatch.setattr(genflow, "__version__", "another")
+    other = TinyExtractor()
+    extract(tiny_source(9), other, cache=tmp_path)
+    assert other.seen == 9
+    monkeypatch.undo()
     other = TinyExtractor(batch_size=3)  # speed alone
     extract(tiny_source(9), other, cache=tmp_path)
     assert other.seen == 0
