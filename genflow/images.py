@@ -70,16 +70,14 @@ def decode_image(data: bytes, place: str) -> tuple[Image.Image, tuple[str, ...]]
             32-bit integers and floats, whose range no file tells.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            deep = any("16" in str(tile[3]) for tile in image.tile) or image.mode.startswith("I;16")
-            notes = (FIRST_FRAME,) if getattr(image, "is_animated", False) else ()
-            image.load()
-            if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _SIXTEEN_BIT_FILES):
-                deep, array = True, np.asarray(image).astype(np.uint16)
-                loaded = Image.fromarray((array >> 8).astype(np.uint8))
-                loaded.info = dict(image.info)
-            else:
-                loaded = image.copy()
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        deep = any("16" in str(tile[3]) for tile in image.tile) or image.mode.startswith("I;16")
+        notes = (FIRST_FRAME,) if getattr(image, "is_animated", False) else ()
+        image.load()
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _SIXTEEN_BIT_FILES):
+            deep, upper = True, (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+            info, image = image.info, Image.fromarray(upper)
+            image.info = dict(info)
     except MemoryError:
         raise
     except Exception as error:  # on damaged bytes pillow's readers raise nearly anything
@@ -90,9 +88,9 @@ def decode_image(data: bytes, place: str) -> tuple[Image.Image, tuple[str, ...]]
         else:
             reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(place, reason) from error
-    if loaded.mode in ("I", "F"):
-        raise UnreadableImageError(place, f"mode {loaded.mode}: 32 bits a channel, whose range is not known")
-    return loaded, (*notes, SIXTEEN_BITS) if deep else notes
+    if image.mode in ("I", "F"):
+        raise UnreadableImageError(place, f"mode {image.mode}: 32 bits a channel, whose range is not known")
+    return image, (*notes, SIXTEEN_BITS) if deep else notes
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

@@ -38,7 +38,8 @@ def picture_of(image: Image.Image, notes: tuple[str, ...], place: str) -> Pictur
             image = image.convert(_PREMULTIPLIED[image.mode])
         if _is_transparent(image):
             notes = (*notes, ALPHA_DROPPED)
-        array = np.array(image.convert("L" if image.mode in _GREY else "RGB"))
+        mode = "L" if image.mode in _GREY else "RGB"
+        array = np.array(image if image.mode == mode else image.convert(mode))
     except (ValueError, OSError) as error:
         raise UnreadableImageError(place, f"mode {image.mode}: {error}") from error
     return Picture(array[:, :, None] if array.ndim == 2 else array, notes)
