@@ -194,19 +194,15 @@ class Tiles:
     def _norms(self, values: Tensor) -> Tensor:
         return torch.cat([self._frame.place(part, self._dtype)[1] for part in values.split(1024)])
 
+    def _side(self, values: Tensor, where: slice, held: bool) -> Tensor:
+        return self._held[0][where] if held and self._held else self._frame.place(values[where], self._dtype)[0]
+
     def tile(self, rows: slice, columns: slice) -> Tensor:
         """``(rows, columns)`` quick distances; some may be a little below zero."""
         if self._last is None or self._last[0] != rows:
-            own = (
-                self._held[0][rows]
-                if self._same and self._held
-                else self._frame.place(self._rows[rows], self._dtype)[0]
-            )
+            own = self._side(self._rows, rows, held=self._same)
             self._last = (rows, own * -2)
-        if self._held:
-            second = self._held[0][columns]
-        else:
-            second = self._frame.place(self._columns[columns], self._dtype)[0]
+        second = self._side(self._columns, columns, held=True)
         with _full_precision():
             found = self._last[1] @ second.T
         found += self._row_norms[rows].to(self._dtype)[:, None]

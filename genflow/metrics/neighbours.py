@@ -10,6 +10,8 @@ All come from one pass over tiles of quick distances; see :mod:`genflow.metrics.
 are those of exact distances.
 """
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -234,27 +236,38 @@ class _Crossing:
             return
         # What is found takes a hundred bytes a pair: where nearly all is, it is taken in parts.
         height = len(near) if 16 * found < near.numel() else max(1, len(near) // 16)
+        finer = None
         for start in range(0, len(near), height):
-            i, j = true_places(near[start : start + height])
+            part = near[start : start + height]
+            i, j = true_places(part)
             i += start
-            value = tile[i, j].to(torch.float64)
-            slack = row_slack[i] + column_slack[j]
-            self._decide(value, slack, i + rows.start, j + columns.start)
+            value, slack = tile[i, j].to(torch.float64), row_slack[i] + column_slack[j]
+            thresholds = (self.radius[rows][i], self.density_radius[rows][i], self.generated_radius[columns][j])
+            unsure = _unsure(value, slack, thresholds)
+            if len(unsure) * 32 > part.numel():  # by now another product costs less than as many pairs
+                if finer is None:
+                    finer = self._finer.tile(rows, columns)
+                value[unsure] = finer[i[unsure], j[unsure]]
+                slack = self._finer.bounds.row_slack[rows][i] + self._finer.bounds.column_slack[columns][j]
+                unsure = unsure[_unsure(value[unsure], slack[unsure], [t[unsure] for t in thresholds])]
+            i, j = i + rows.start, j + columns.start
+            exact = exact_distances(self.real.values, self.generated.values, i[unsure], j[unsure])
+            value[unsure] = exact * self.frame.scale**2
+            precise, dense, recalled = (value < t if self.strict else value <= t for t in thresholds)
+            self.precise[j[precise]] = True
+            self.recalled[i[recalled]] = True
+            self.covered[i[dense]] = True
+            self.held.index_add_(0, j[dense], self.real.weights[i[dense]])
 
-    def _decide(self, value: Tensor, slack: Tensor, i: Tensor, j: Tensor) -> None:
-        thresholds = (self.radius[i], self.density_radius[i], self.generated_radius[j])
-        unsure = torch.zeros_like(value, dtype=torch.bool)
-        for threshold in thresholds:
-            unsure |= (value - threshold).abs() <= slack
-        (where,) = unsure.nonzero(as_tuple=True)
-        value[where] = self.frame.scale**2 * exact_distances(
-            self.real.values, self.generated.values, i[where], j[where]
-        )
-        precise, dense, recalled = (value < t if self.strict else value <= t for t in thresholds)
-        self.precise[j[precise]] = True
-        self.recalled[i[recalled]] = True
-        self.covered[i[dense]] = True
-        self.held.index_add_(0, j[dense], self.real.weights[i[dense]])
+    @functools.cached_property
+    def _finer(self) -> Tiles:
+        return Tiles(self.real.values, self.generated.values, self.frame, torch.float64)
+
+
+def _unsure(value: Tensor, slack: Tensor, thresholds: Sequence[Tensor]) -> Tensor:
+    """Where some comparison is not decided: the places, ascending."""
+    near = [(value - threshold).abs() <= slack for threshold in thresholds]
+    return torch.stack(near).any(0).nonzero()[:, 0]
 
 
 def _over(processes: Processes, counts: Tensor) -> Tensor:

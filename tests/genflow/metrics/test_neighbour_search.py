@@ -103,6 +103,26 @@ def test_exact_distances_depend_on_the_pair_alone():
     assert neighbour_blocks.exact_distances(x, y, i[:0], j[:0]).shape == (0,)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 40),
+    share=st.floats(0, 1),
+    kind=st.integers(0, 2),
+)
+def test_places_of_true_entries(seed, rows, columns, share, kind):
+    mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < share
+    if kind == 1:
+        mask = mask.T.contiguous().T  # lies in memory column by column
+    elif kind == 2:
+        mask = torch.cat([mask, mask], dim=1)[:, :columns]  # with gaps
+    i, j = neighbour_blocks.true_places(mask)
+    expected = mask.nonzero()
+    assert set(zip(i.tolist(), j.tolist(), strict=True)) == set(map(tuple, expected.tolist()))
+    assert len(i) == len(expected)
+
+
 def test_distinct_rows():
     x = torch.tensor([[0.0, 1.0], [2.0, 3.0], [-0.0, 1.0], [2.0, 3.0], [5.0, 5.0]])
     points = neighbour_blocks.Points.of("x", x, 1)

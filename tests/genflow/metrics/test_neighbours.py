@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from prdc import compute_prdc
 
 from genflow.errors import InputError
-from genflow.metrics import NeighbourDetails, NeighbourMetrics, neighbour_details, neighbour_metrics, neighbour_radii
+from genflow.metrics import (
+    NeighbourDetails,
+    NeighbourMetrics,
+    neighbour_details,
+    neighbour_metrics,
+    neighbour_radii,
+    neighbours,
+)
 
 PRDC = ("precision", "recall", "density", "coverage")
 
@@ -160,6 +167,20 @@ def hard(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
 def test_hard_sets_are_exact(kind, max_bytes):
     x, y = hard(kind)
     assert neighbour_metrics(x, y, max_bytes=max_bytes) == plain(x, y, 3, 5)
+
+
+def test_many_pairs_in_doubt_are_decided_by_finer_products(monkeypatch):
+    """Else a collapsed set would take an exact distance for each of its pairs."""
+    pairs, exact_distances = [], neighbours.exact_distances
+    monkeypatch.setattr(
+        neighbours, "exact_distances", lambda a, b, i, j: (pairs.append(len(i)), exact_distances(a, b, i, j))[1]
+    )
+    x, y = hard("tight clusters")
+    neighbour_metrics(x, y)
+    assert sum(pairs) < 150 * 130 / 3 / 5  # float32 leaves all pairs within the three clusters in doubt
+    pairs.clear()
+    neighbour_metrics(*hard("nearly copies"))
+    assert sum(pairs) > 150 * 130 / 4
 
 
 def test_float32_products_alone_are_not_enough():

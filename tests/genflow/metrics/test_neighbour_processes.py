@@ -1,0 +1,103 @@
+"""Two processes on gloo share the tiles of nearest neighbours and find to the bit what one process finds."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from genflow.metrics import memorization, nearest, neighbour_blocks, neighbour_details
+from genflow.processes import Processes
+
+SCRIPT = """
+import json, sys
+import torch
+import torch.distributed as dist
+from genflow.metrics import memorization, nearest, neighbour_details
+from genflow.processes import Processes, processes
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+generator = torch.Generator().manual_seed(0)
+real, generated = torch.randn(230, 7, generator=generator), torch.randn(190, 7, generator=generator)
+real[200:] = real[:30]  # copies
+generated[:40] = real[:1] + 1e-7 * generated[:40]  # products in float32 do not tell these apart
+
+
+def figures(everyone):
+    options = {"max_bytes": 40_000, "processes": everyone}
+    details = neighbour_details(real, generated, **options)
+    found = {n: v.tolist() for n, v in vars(details).items() if isinstance(v, torch.Tensor)}
+    found["nearest_of_three"] = [part.tolist() for part in nearest(real, generated, count=3, **options)]
+    found["ratios"] = memorization(real, generated, scale="own", **options).ratios.tolist()
+    return found
+
+
+alone = figures(Processes())
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+everyone = processes()
+assert everyone.count == 2
+shared = figures(everyone)
+print(json.dumps({"alone": alone, "shared": shared}))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(rank), str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for rank in range(2)
+    ]
+    for one in started:
+        out, err = one.communicate(timeout=240)
+        assert one.returncode == 0, err
+        found = json.loads(out.splitlines()[-1])
+        assert found["shared"] == found["alone"]
+        assert sum(found["alone"]["held"]) > 0
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_every_tile_is_somebodys_and_nobody_elses(count):
+    for upper in (False, True):
+        whole = [
+            (rows, part) for rows, parts in neighbour_blocks.tiles(100, 100, 30_000, upper=upper) for part in parts
+        ]
+        shares = [
+            [(rows, part) for rows, parts in neighbour_blocks.tiles(
+                100, 100, 30_000, upper=upper, processes=Processes(index, count)) for part in parts]
+            for index in range(count)
+        ]  # fmt: skip
+        assert sorted(map(str, (tile for share in shares for tile in share))) == sorted(map(str, whole))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_tiles_cover_each_pair_once_and_the_upper_half_at_least():
+    seen = torch.zeros(90, 130)
+    for rows, parts in neighbour_blocks.tiles(90, 130, 30_000):
+        for part in parts:
+            seen[rows, part] += 1
+    assert (seen == 1).all()
+    seen = torch.zeros(90, 90)
+    for rows, parts in neighbour_blocks.tiles(90, 90, 30_000, upper=True):
+        for part in parts:
+            seen[rows, part] += 1
+            assert part.start != rows.start or part.stop >= min(rows.stop, 90)  # the square on the diagonal is whole
+    assert (seen.triu() == torch.ones(90, 90).triu()).all()
+
+
+def test_alone_the_default_sends_nothing(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "all_gather", lambda *_: pytest.fail("nobody is there"))
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    neighbour_details(x, x)
+    nearest(x, x)
+    memorization(x, x + 1)
