@@ -7,7 +7,7 @@ matrix square root is taken, so there is no imaginary part to drop, and singular
 factors are narrow. Where there are fewer samples than dimensions, the features themselves are such a factor.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from scipy.linalg import lapack
 from torch import Tensor
 
 from genflow.errors import InputError
-from genflow.metrics.statistics import FeatureStatistics, check_gaussian
+from genflow.metrics.statistics import ROWS, FeatureStatistics, check_gaussian
 
 __all__ = [
     "FrechetReference",
@@ -160,28 +160,35 @@ class FrechetReference:
     def __init__(self, reference: FeatureStatistics | Tensor, features: Tensor) -> None:
         self._reference = _Gaussian.of(reference, 1)
         _check_features("features", features, len(self._reference.mean))
-        features = features.to(torch.float64)
-        self._mean = features.mean(0)
-        self._centred = features - self._mean
+        self._features, self._mean = features, features.mean(0, dtype=torch.float64)
         self._factor = self._reference.root.factor.to(features.device)
-        self._projected = self._centred @ self._factor
+        parts = [(part @ self._factor, part.square().sum(1)) for part in self._centred()]
+        self._projected, self._norms = (torch.cat(column) for column in zip(*parts, strict=True))
 
     def __len__(self) -> int:
-        return len(self._centred)
+        return len(self._features)
 
     def __call__(self, indices: Tensor | None = None) -> float:
         """Distance of the features at ``indices``, int64 ``(n,)``, repeats allowed; of all of them without."""
-        centred, projected = self._centred, self._projected
+        projected, norms, mean = self._projected, self._norms, self._mean
         if indices is not None:
             if indices.ndim != 1 or len(indices) < 2:
                 raise InputError(f"indices: got shape {tuple(indices.shape)}; allowed: (n,), n >= 2")
-            centred, projected = centred[indices], projected[indices]
-        offset, degrees = centred.mean(0), len(centred) - 1
-        trace = (centred.square().sum() - len(centred) * offset.square().sum()) / degrees
-        product = _contrasts(projected - offset @ self._factor) / degrees**0.5
-        shift = (self._mean + offset).cpu() - self._reference.mean
-        base = float(shift.square().sum() + self._reference.trace) + float(trace)
-        return max(0.0, base - 2 * float(_singular_values(product, base).sum()))
+            shares = torch.bincount(indices, minlength=len(self)).to(norms) / len(indices)
+            parts = zip(shares.split(ROWS), self._centred(), strict=True)
+            offset = sum(share @ part for share, part in parts)
+            projected = projected[indices].sub_(offset @ self._factor)
+            norms, mean = norms[indices] - offset.square().sum(), mean + offset
+        degrees = len(projected) - 1
+        if degrees < projected.shape[1]:
+            projected = _contrasts(projected)
+        shift = mean.cpu() - self._reference.mean
+        base = float(shift.square().sum() + self._reference.trace) + float(norms.sum()) / degrees
+        values = _singular_values(projected, base * degrees**0.5) / degrees**0.5
+        return max(0.0, base - 2 * float(values.sum()))
+
+    def _centred(self) -> Iterator[Tensor]:
+        return (part.to(torch.float64) - self._mean for part in self._features.split(ROWS))
 
 
 class _Root:

@@ -82,7 +82,7 @@ def kernel_distance(
     first, second = subset_indices(len(real), len(generated), subsets=subsets, subset_size=subset_size, seed=seed)
     # Each sum over a subset's pairs is w^T K w with its indicator w. For all subsets at once that takes all pairs.
     pairs = len(real) ** 2 / 2 + len(generated) ** 2 / 2 + len(real) * len(generated)
-    if pairs < 2 * subsets * subset_size**2:
+    if pairs <= 2.2 * subsets * subset_size**2:
         sums = _indicator_sums(kernel, real, generated, first, second, max_bytes)
     else:
         drawn = ((real[one], generated[two]) for one, two in zip(first, second, strict=True))

@@ -14,7 +14,8 @@ from genflow.files import atomic_path
 
 __all__ = ["FeatureStatistics"]
 
-_ROWS = 8192  # at a time, so that float64 copies of large sets are not made
+ROWS = 8192
+"""Samples at a time, so that float64 copies of large sets are not made."""
 
 
 class FeatureStatistics:
@@ -41,7 +42,7 @@ class FeatureStatistics:
         if features.ndim != 2:
             raise InputError(f"features: got shape {tuple(features.shape)}; allowed: (N, D)")
         statistics = cls(features.shape[1])
-        for part in features.split(_ROWS):
+        for part in features.split(ROWS):
             statistics.update(part)
         return statistics
 

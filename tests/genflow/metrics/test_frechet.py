@@ -18,6 +18,7 @@ from genflow.metrics import (
     frechet_distance_from_statistics,
     frechet_report,
 )
+from genflow.metrics import frechet as frechet_module
 
 
 def features(seed: int, count: int, dimensions: int, rank: int | None = None) -> torch.Tensor:
@@ -142,6 +143,29 @@ def test_commuting_covariances_have_the_closed_form(first, second):
     assert same <= 1e-12 * max(1.0, float(values1.sum()))
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    dimensions=st.integers(1, 40),
+    decades=st.floats(0, 16),
+    change=st.sampled_from([0.0, 1e-6, 1e-3, 1.0]),
+    zeros=st.integers(0, 10),
+)
+def test_any_commuting_covariances(seed, dimensions, decades, change, zeros):
+    """Up to what their entries, rounded to float64, still say of them."""
+    generator = torch.Generator().manual_seed(seed)
+    first, second = 10 ** (-decades * torch.rand(2, dimensions, generator=generator, dtype=torch.float64))
+    second = first + change * (second - first)
+    second[:zeros] = 0
+    turn, mean = rotation(dimensions, seed), torch.zeros(dimensions, dtype=torch.float64)
+    expected = float((first.sqrt() - second.sqrt()).square().sum())
+    found = frechet_distance(mean, rotated(first, turn), mean, rotated(second, turn))
+    noise = 1e-15 * max(1.0, dimensions**0.5) * float(torch.maximum(first, second).max())
+    known = [noise / a.sqrt().clamp_min(noise**0.5) for a in (first, second)]  # of each deviation
+    unsure = float((known[0] * second.sqrt() + known[1] * first.sqrt()).sum()) + dimensions * noise
+    assert abs(found - expected) <= 1e-7 * expected + 4 * unsure
+
+
 def test_low_rank_orthogonal_supports_add_their_traces():
     turn = rotation(40)
     x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) @ turn[:3]
@@ -177,7 +201,8 @@ def test_a_matrix_with_negative_eigenvalues_is_no_covariance():
 
 
 @pytest.mark.parametrize(("count", "dimensions"), [(300, 12), (60, 80), (25, 80)])
-def test_subsets_against_one_reference_are_what_each_gives_alone(count, dimensions):
+def test_subsets_against_one_reference_are_what_each_gives_alone(count, dimensions, monkeypatch):
+    monkeypatch.setattr(frechet_module, "ROWS", 50)
     real, generated = features(23, 200, dimensions), features(24, count, dimensions)
     generator = torch.Generator().manual_seed(0)
     for reference in (real, FeatureStatistics.from_features(real)):

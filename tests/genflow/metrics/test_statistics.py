@@ -159,7 +159,7 @@ def test_packed_parts_merge_in_any_order(seed, parts, offset, order):
 def test_many_samples_are_folded_in_parts(monkeypatch):
     x = data(7, 100, offset=3.0)
     whole = FeatureStatistics.from_features(x)
-    monkeypatch.setattr(statistics_module, "_ROWS", 9)
+    monkeypatch.setattr(statistics_module, "ROWS", 9)
     parts = FeatureStatistics.from_features(x)
     assert parts.count == whole.count == 100
     np.testing.assert_allclose(parts.covariance, whole.covariance, rtol=1e-12)
