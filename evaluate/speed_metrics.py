@@ -98,13 +98,15 @@ def _kernel_rows(quick: bool) -> list[dict[str, Any]]:
 
 
 def _neighbour_rows(quick: bool) -> list[dict[str, Any]]:
+    from genflow.evaluate.speed_neighbours import compare_with_prdc
     from genflow.metrics.neighbours import neighbour_radii
 
     dimensions, points = (64, 500) if quick else (2048, 10_000)
     features = torch.randn(points, dimensions, generator=torch.Generator().manual_seed(0))
     what = f"k-NN radii, {points} x {dimensions} features, float32"
     ours = ("neighbour_radii", lambda: neighbour_radii(features, (3,)))
-    return [_row(what, ours, ("torch.cdist, kthvalue", lambda: radii_by_cdist(features, 3)), repeats=2)]
+    radii = _row(what, ours, ("torch.cdist, kthvalue", lambda: radii_by_cdist(features, 3)), repeats=2)
+    return [*compare_with_prdc(quick), radii]
 
 
 def radii_by_cdist(features: Tensor, k: int) -> Tensor:
