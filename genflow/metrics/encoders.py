@@ -164,9 +164,7 @@ def create_encoder(
     folder = find_weights((short,), weights, folder=True)
     advice = ""
     if folder is None:
-        advice = (
-            f": put its config.json and model.safetensors into {cache_root() / short}, or name their folder by weights="
-        )
+        advice = f": put its config.json and model.safetensors into {cache_root() / short}, or name their folder by --weights (weights=)"
     network = _load(kind.loader, folder or model, advice)
     name = family if variant == default else f"{family}:{variant}"
     return _open(network, name, kind, resize, options)

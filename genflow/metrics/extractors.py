@@ -50,7 +50,7 @@ def _inception(
             "features: Inception's weights are not on this machine: put "
             f"{INCEPTION_FILES[0]} (github.com/toshas/torch-fidelity, release v0.2.0) or "
             f"{INCEPTION_FILES[1]} (github.com/mseitzer/pytorch-fid, release fid_weights) into {cache_root()}, "
-            f"or name the file by weights= or ${WEIGHTS_VARIABLE}"
+            f"or name the file by --weights (weights=) or ${WEIGHTS_VARIABLE}"
         )
     network = InceptionV3.from_tensors(read_checkpoint(file), str(file))
     name = "inception" if layer == "2048" else f"inception:{layer}"

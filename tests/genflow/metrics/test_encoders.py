@@ -121,7 +121,7 @@ def test_the_cache_is_asked_before_the_network_and_only_for_safetensors(monkeypa
     home = tmp_path / "cache" / "dinov2-large"
     assert str(caught.value) == (
         "features: 'facebook/dinov2-large' cannot be loaded (We couldn't connect to 'https://huggingface.co'): "
-        f"put its config.json and model.safetensors into {home}, or name their folder by weights="
+        f"put its config.json and model.safetensors into {home}, or name their folder by --weights (weights=)"
     )
 
 
