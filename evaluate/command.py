@@ -76,13 +76,17 @@ def evaluate(
     from genflow.evaluate import evaluate_in_detail, print_table
     from genflow.processes import choose_device, processes
 
+    if model is not None:
+        from genflow.pipelines.opening import quiet
+
+        quiet()
     place = choose_device(device)
     evaluation = evaluate_in_detail(
         samples,
         reference,
         features=features,
         weights=weights,
-        metrics=None if metrics is None else metrics.split(","),
+        metrics=metrics,
         resize=resize,
         count=count,
         seed=seed,

@@ -24,7 +24,7 @@ from genflow.evaluate.replicates import replicates
 from genflow.evaluate.sides import recognise
 from genflow.metrics.resampling import holm
 
-__all__ = ["compare_sets"]
+__all__ = ["compare_in_detail", "compare_sets"]
 
 
 def compare_sets(
@@ -35,6 +35,18 @@ def compare_sets(
     bootstrap: int = 200,
     **options: Any,
 ) -> dict[str, Any]:
+    """The result of :func:`compare_in_detail`, whose arguments these are, safe for JSON."""
+    return compare_in_detail(sets, reference, paired=paired, bootstrap=bootstrap, **options)[0]
+
+
+def compare_in_detail(
+    sets: Sequence[str | Path],
+    reference: str | Path = "fashion-mnist",
+    *,
+    paired: bool = False,
+    bootstrap: int = 200,
+    **options: Any,
+) -> tuple[dict[str, Any], list[Evaluation]]:
     """Score two sets of samples or more against one reference, and test their differences.
 
     Args:
@@ -46,9 +58,10 @@ def compare_sets(
         options: those of :class:`genflow.evaluate.judging.Request`.
 
     Returns:
-        Safe for JSON: ``sets``, what :func:`~genflow.evaluate.run.evaluate` returns of each; ``comparisons``, by metric
-        ``{"best": index or None, "pairs": [{"first", "second", "difference", "low", "high", "p", "p_corrected"}]}``, a
-        difference being the first's less the second's; ``protocol`` with ``paired``, ``bootstrap`` and ``warnings``.
+        The result, and the evaluation of each set. The result is safe for JSON: ``sets``, what
+        :func:`~genflow.evaluate.run.evaluate` returns of each; ``comparisons``, by metric ``{"best": place or None,
+        "pairs": [{"first", "second", "difference", "low", "high", "p", "p_corrected"}]}``, a difference being
+        the first's less the second's; ``protocol`` with ``paired``, ``bootstrap`` and ``warnings``.
 
     Raises:
         InputError: fewer than two sets, paired sets of different sizes, and all that evaluating one raises.
@@ -81,7 +94,7 @@ def compare_sets(
         "correction": "Holm, over the pairs of each metric",
         "warnings": _warnings(sets, found, sizes),
     }
-    return {"sets": [one.result for one in found], "comparisons": tested, "protocol": protocol}
+    return {"sets": [one.result for one in found], "comparisons": tested, "protocol": protocol}, found
 
 
 def _check_paired(sets: Sequence[str | Path], found: Sequence[Evaluation], sizes: Sequence[int | None]) -> None:

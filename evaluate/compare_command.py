@@ -44,6 +44,7 @@ def evaluate_compare(
     workers: options.Workers = None,
     cache: options.Cache = True,
     json_file: options.Json = None,
+    report: options.Report = None,
 ) -> None:
     """Score several sets of samples against one reference, and tell which differences are more than chance.
 
@@ -57,17 +58,19 @@ def evaluate_compare(
       genflow evaluate compare heun/ ghvb/
       genflow evaluate compare a/ b/ c/ --reference photos.safetensors
       genflow evaluate compare a/ b/ --metrics fd,precision,recall --paired
-      genflow evaluate compare a.zip b.zip --count 5000 --json compared.json
+      genflow evaluate compare a.zip b.zip --json r.json --report r.html
     """
     if json_file is not None:
         check_output_file("--json", json_file)
+    if report is not None:
+        check_output_file("--report", report)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    from genflow.evaluate.compare import compare_sets
+    from genflow.evaluate.compare import compare_in_detail
     from genflow.evaluate.table import print_comparison
     from genflow.processes import choose_device, processes
 
     place = choose_device(device)
-    result = compare_sets(
+    result, evaluations = compare_in_detail(
         samples,
         reference,
         paired=paired,
@@ -95,3 +98,7 @@ def evaluate_compare(
     print_comparison(result)
     if json_file is not None:
         write_json(json_file, result)
+    if report is not None:
+        from genflow.evaluate.report import write_comparison_report
+
+        write_comparison_report(report, result, evaluations)

@@ -44,7 +44,7 @@ class Measure:
         needs: names in :data:`NEEDS`.
         value: the figure.
         spread: its standard deviation over subsets or splits, where it is a mean of such.
-        each: of a mean of single samples' values: those values.
+        each: of a mean of single samples' values, exactly or to the first order: those values.
         over: whose samples these are, ``"generated"`` or ``"reference"``; what a bootstrap draws from.
         bounds: between which it lies by its nature, and so do its intervals.
         again: of any other: the figure of these rows of the generated samples, for a bootstrap.
@@ -73,7 +73,7 @@ def _frechet(name: str) -> Measure:
         "squared Frechet distance of Gaussians fitted to the features; 0 is best",
         (),
         lambda pair: pair.frechet.distance,
-        again=Pair.frechet_of,
+        each=lambda pair: pair.frechet_shares,
     )
 
 
@@ -98,7 +98,7 @@ def _within_classes(name: str) -> Measure:
         "mean over classes of the distance between samples and reference of that class",
         ("features", "labels", "reference_labels"),
         lambda pair: pair.within_classes,
-        again=Pair.within_classes_of,
+        each=lambda pair: pair.within_classes_shares,
     )
 
 

@@ -51,6 +51,7 @@ def protocol_of(pair: Pair, keys: Sequence[str], given: Mapping[str, Any]) -> di
         "labelled": 0 if labels is None else int((labels >= 0).sum()),
         "skipped": list(ours.get("skipped", [])),
         "content_sha256": ours.get("content_sha256"),
+        "sampling": ours.get("sampling"),
         "reference_data": str(theirs.get("source", given["reference"])),
         "reference_count": pair.reference.statistics.count,
         "reference_sha256": theirs.get("content_sha256"),
@@ -122,8 +123,11 @@ def _few(pair: Pair, count: int, frechet: bool) -> str:
     if frechet:
         report = pair.frechet
         counts = [number for number in report.counts if number is not None]
-        about = "about" if min(counts) > report.dimensions else "at least"
-        line += f", this one ({report.distance:.4g}) by {about} {report.bias:.3g}"
+        if report.bias >= report.distance:
+            line += f", this one ({report.distance:.4g}) by about as much as it is"
+        else:
+            about = "about" if min(counts) > report.dimensions else "at least"
+            line += f", this one ({report.distance:.4g}) by {about} {report.bias:.3g}"
     return f"{line}; compare only with figures from as many samples"
 
 

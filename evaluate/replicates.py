@@ -1,12 +1,11 @@
 """What the figures would have been with other samples of the same kind: each metric of resamples, for intervals.
 
-A metric that is a mean over single samples is taken again as the mean of those drawn. The kernel distances of all
+A metric that is a mean over single samples is taken again as the mean of those drawn; so is a Frechet distance, by its
+first derivative (:mod:`genflow.metrics.influence`). The kernel distances of all
 resamples come from one pass over blocks of the kernel. Everything else is computed anew for each resample. Recall and
 coverage are shares of the reference, so it is the reference's samples that are drawn for them, with the samples' balls
 as they are: samples drawn twice would be each other's nearest neighbour, and their balls would have no size.
 """
-
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ __all__ = ["replicates"]
 def replicates(pair: Pair, key: str, draws: int, *, seed: int = 0) -> Tensor:
     """The metric ``key`` of ``draws`` resamples, float64 ``(draws,)``.
 
-    One ``seed`` draws the same rows of all sets of one size. Figures within classes draw within each class.
+    One ``seed`` draws the same rows of all sets of one size.
     """
     measure = MEASURES[key]
     if measure.each is not None:
@@ -32,20 +31,8 @@ def replicates(pair: Pair, key: str, draws: int, *, seed: int = 0) -> Tensor:
         return measure.together(pair, resample_counts(pair.number, draws, seed))
     found = []
     with progress_bar(f"intervals of {key}", draws, pair.settings.progress) as advance:
-        for rows in _rows(pair, draws, seed, by_class="labels" in measure.needs):
-            found.append(measure.again(pair, rows))
-            advance(1)
-    return torch.tensor(found, dtype=torch.float64)
-
-
-def _rows(pair: Pair, draws: int, seed: int, *, by_class: bool) -> Iterator[Tensor]:
-    """The rows of each resample; ``by_class``, as many of each class as there are, none of unknown class."""
-    if not by_class:
         for part in resamples(pair.number, draws, seed):
-            yield from part
-        return
-    labels = pair.generated.labels
-    groups = [torch.nonzero(labels == label).flatten() for label in labels[labels >= 0].unique().tolist()]
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(draws):
-        yield torch.cat([rows[torch.randint(len(rows), (len(rows),), generator=generator)] for rows in groups])
+            for rows in part:
+                found.append(measure.again(pair, rows))
+                advance(1)
+    return torch.tensor(found, dtype=torch.float64)

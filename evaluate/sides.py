@@ -1,6 +1,5 @@
 """From what a user names as samples, reference or training set to its features."""
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from genflow.evaluate.evaluation import Side
 from genflow.evaluate.extraction import draw_indices, extract
 from genflow.evaluate.feature_set import FeatureSet, check_comparable, is_feature_set, load_feature_set
 from genflow.evaluate.reference import REFERENCES, is_reference, load_reference
-from genflow.evaluate.sources import is_statistics_file, open_source
+from genflow.evaluate.sources import holds_images, is_statistics_file, open_source
 from genflow.evaluate.statistics_files import load_statistics
 from genflow.metrics import create_extractor
 from genflow.metrics.extractors import EXTRACTORS
@@ -39,7 +38,6 @@ class Given:
         known: features or statistics that a file holds already.
         source: images still to be seen. Beside statistics (ADM's reference files hold both) these stay the statistics.
         extractor: that a shipped reference brings with it.
-        sampled: whether the images are a model's, made on the fly.
     """
 
     argument: str
@@ -47,7 +45,6 @@ class Given:
     known: FeatureSet | None = None
     source: "ImageSource | None" = None
     extractor: Extractor | None = None
-    sampled: bool = False
 
     @property
     def number(self) -> int | None:
@@ -83,7 +80,7 @@ def recognise(argument: str, value: str | Path, *, features: str | Path | None =
     if path.is_file() and path.suffix.lower() == ".safetensors":
         return Given(argument, name, load_feature_set(path) if is_feature_set(path) else load_statistics(path))
     known = load_statistics(path) if path.is_file() and is_statistics_file(path) else None
-    if known is not None and not _holds_images(path):
+    if known is not None and not holds_images(path):
         return Given(argument, name, known)
     try:
         source = open_source(value, argument=argument)
@@ -91,14 +88,6 @@ def recognise(argument: str, value: str | Path, *, features: str | Path | None =
         hint = "" if path.exists() or argument != "reference" else nearest(name, REFERENCES)
         raise InputError(f"{error}{hint}") from error
     return Given(argument, name, known if argument == "reference" else None, source)
-
-
-def _holds_images(path: Path) -> bool:
-    """Whether an archive of statistics holds images too, as ADM's reference files do."""
-    if path.suffix.lower() != ".npz":
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return "arr_0.npy" in archive.namelist()
 
 
 def samples_of(samples: str | Path | None, model: str | Path | None, num: int | None, **options: Any) -> Given:
@@ -120,7 +109,7 @@ def samples_of(samples: str | Path | None, model: str | Path | None, num: int | 
     from genflow.evaluate.sources import PipelineSource  # diffusers, which takes seconds
 
     source = PipelineSource(model, num, **options)
-    return Given("samples", source.name, source=source, sampled=True)
+    return Given("samples", f"model {source.name}", source=source)
 
 
 def _is_reference(value: str | Path) -> bool:
@@ -218,8 +207,8 @@ def complete(
             )
         return Side(_relabelled(found, class_names))
     source = given.source
-    if class_names is not None and not given.sampled and source.class_names != tuple(class_names):
-        source = open_source(given.name, class_names=class_names, argument=given.argument)
+    if class_names is not None:
+        source = source.among(class_names)
     found = extract(source, extractor, count=count, seed=seed, **options)
     if given.known is not None:
         found = replace(found, statistics=given.known.statistics)

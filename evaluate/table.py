@@ -90,7 +90,7 @@ CLASS_COLUMNS = {
     "count": "samples",
     "reference_count": "real",
     "fd": "FD",
-    "bias": "of it bias",
+    "bias": "bias",
     "precision": "precision",
     "recall": "recall",
     "accuracy": "accuracy",

@@ -69,14 +69,18 @@ def test_recall_and_coverage_draw_the_reference_and_all_else_the_samples(pair: P
         assert len(MEASURES[key].each(pair)) == 60
 
 
-def test_resampled_distances_are_those_of_the_rows_drawn(pair: Pair) -> None:
-    from genflow.metrics.resampling import resamples
+def test_a_distance_s_scatter_is_that_between_sets_of_one_law() -> None:
+    """Thirty sets of one law, away from the reference: their distances scatter as the resamples of any one of them."""
+    real = feature_set(features(0, 500))
+    found, scatter = [], []
+    for seed in range(30):
+        pair = Pair(feature_set(features(seed + 1, 200, 0.5)), real, Settings())
+        found.append(pair.frechet.distance)
+        scatter.append(float(replicates(pair, "fd", 100, seed=seed).std()))
+    assert np.mean(scatter) == pytest.approx(np.std(found, ddof=1), rel=0.35)
 
-    rows = next(resamples(60, 3, seed=9))
-    expected = [pair.frechet_of(row) for row in rows]
-    assert replicates(pair, "fd", 3, seed=9).tolist() == pytest.approx(expected, rel=1e-12)
-    everything = torch.arange(60)
-    assert pair.frechet_of(everything) == pytest.approx(pair.frechet.distance, rel=1e-9)
+
+def test_resampled_kernel_distances_are_of_all_samples(pair: Pair) -> None:
     full = kernel_distance_full(pair.reference.features, pair.generated.features).value
     ones = MEASURES["kid"].together(pair, torch.ones(1, 60))
     assert ones.item() == pytest.approx(full, rel=1e-9)

@@ -1,7 +1,6 @@
-"""``genflow train`` and ``genflow evaluate``: what the words come to, and one short run from data to pictures."""
+"""``genflow train``: what the words come to, and one short run from data to pictures."""
 
 import gzip
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,29 +64,3 @@ def test_train_hands_its_words_on(genflow: Run, monkeypatch: pytest.MonkeyPatch)
     assert seen["restart"] is False
     genflow("train", "r", "--dynamics", "--set", "dynamics.every_steps=5")
     assert seen["arguments"] == ("r", ["dynamics.every_steps=5", "dynamics.enabled=true"], None)
-
-
-def test_evaluate_prints_a_table_and_writes_json(genflow: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
-    result = {"metrics": {"fd": 1.25}, "protocol": {"count": 3}}
-
-    def fake(*arguments: Any, **options: Any) -> dict[str, Any]:
-        seen.update(arguments=arguments, **options)
-        return result
-
-    monkeypatch.setattr("genflow.evaluate.run.evaluate", fake)
-    monkeypatch.setattr("genflow.evaluate.run.print_table", lambda result: print("table", result["metrics"]["fd"]))
-    words = ("evaluate", "here", "--reference", "r", "--count", "3", "--seed", "5", "--skip-bad", "--device", "cpu")
-    status, out, _ = genflow(*words, "--json", "deep/scores.json")
-    assert (status, out) == (0, "table 1.25\n")
-    assert json.loads(Path("deep/scores.json").read_text()) == result
-    assert seen.pop("arguments") == ("here", "r")
-    assert str(seen.pop("device")) == "cpu"
-    assert seen == {"count": 3, "seed": 5, "skip_bad": True, "progress": True}
-
-
-def test_evaluate_refuses_what_is_not_there(genflow: Run) -> None:
-    status, out, err = genflow("evaluate", "out/", "--reference", "nothing")
-    assert (status, out) == (2, "")
-    assert "nothing" in err
-    assert err.count("\n") == 1
