@@ -233,15 +233,23 @@ def is_image_name(path: str) -> bool:
     """Whether a path inside a folder or an archive is that of an image: by its suffix. Hidden files and folders, and
     genflow's grids, are none."""
     parts = path.split("/")
-    if any(part.startswith(".") or part == "__MACOSX" for part in parts) or parts[-1] == GRID_NAME:
+    hidden = any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in parts)
+    if hidden or parts[-1] == GRID_NAME:
         return False
     return os.path.splitext(parts[-1])[1].lower() in IMAGE_SUFFIXES
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images below ``folder`` (see :func:`is_image_name`), in natural order (see :func:`natural_key`)."""
+    """The images below ``folder`` (see :func:`is_image_name`), in natural order (see :func:`natural_key`).
+
+    Raises InputError: a folder that cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be listed ({error.strerror})") from error
+
     found = []
-    for root, inner, files in os.walk(folder):
+    for root, inner, files in os.walk(folder, onerror=refuse):
         inner[:] = [name for name in inner if not name.startswith(".")]
         below = os.path.relpath(root, folder).replace(os.sep, "/")
         found += [file if below == "." else f"{below}/{file}" for file in files]

@@ -53,6 +53,8 @@ def open_source(
 
 
 def _open(name: str, split: str, class_names: tuple[str, ...] | None) -> Source:
+    if not name:
+        raise InputError("got an empty name; allowed: a folder, a file, or the id of a data set")
     path = Path(name).expanduser()
     if path.is_dir():
         return FolderSource(path, name, class_names=class_names)
