@@ -1,8 +1,8 @@
-"""An evaluation as one HTML file that needs nothing else: ``write_report(path, evaluation)``."""
+"""An evaluation as one HTML file that needs nothing else: ``write_report(path, evaluation)``, or several sets."""
 
 from genflow.lazy import lazy_exports
 
-_WHERE = {"write_report": "page"}
+_WHERE = {"write_comparison_report": "comparison", "write_report": "page"}
 
 __all__ = sorted(_WHERE)
 

@@ -52,6 +52,7 @@ th, td { padding: 9px 12px; border-bottom: 1px solid var(--line); text-align: le
 th:first-child, td:first-child { padding-left: 0; }
 th:last-child, td:last-child { padding-right: 0; }
 thead th { color: var(--muted); font-size: 0.8125rem; font-weight: 600; white-space: nowrap; vertical-align: bottom; }
+thead th small { display: block; font-weight: 400; }
 tbody th { font-weight: 600; }
 tbody th small { display: block; font-weight: 400; max-width: 80ch; }
 .number { text-align: right; white-space: nowrap; }
@@ -59,14 +60,24 @@ tbody th small { display: block; font-weight: 400; max-width: 80ch; }
 .measures .number small { display: block; font-weight: 400; }
 .measures td:last-child { white-space: nowrap; color: var(--muted); }
 .measures thead th:nth-child(2), .classes thead th:not(:first-child) { text-align: right; }
+.sets { min-width: 560px; }
+.sets thead th:not(:first-child):not(:last-child), .pairs thead th:nth-child(3), .pairs thead th:nth-child(4) {
+  text-align: right;
+}
+.pairs { min-width: 560px; }
+.pairs thead th:nth-child(2), .pairs thead th:last-child { text-align: left; }
+.best {
+  display: inline-block; margin-top: 3px; padding: 1px 7px; border-radius: 9px; background: var(--first);
+  color: var(--paper); font-size: 0.75rem; font-weight: 600;
+}
 .classes thead button { font: inherit; color: inherit; background: none; border: 0; padding: 2px 0; cursor: pointer; }
 .classes thead button::after { content: " \\2195"; opacity: 0.7; }
 .classes thead [aria-sort=ascending] button::after { content: " \\2191"; opacity: 1; }
 .classes thead [aria-sort=descending] button::after { content: " \\2193"; opacity: 1; }
 .classes thead [aria-sort] button { color: var(--ink); }
-.scrolled { overflow-x: auto; }
+.scrolled { position: relative; overflow-x: auto; }
 .scrolled th:first-child {
-  position: sticky; left: 0; min-width: 84px; background: var(--paper); overflow-wrap: anywhere;
+  position: sticky; left: 0; min-width: 104px; background: var(--paper); overflow-wrap: anywhere;
 }
 .protocol th, .protocol td { padding-top: 5px; padding-bottom: 5px; font-size: 0.9375rem; }
 .protocol th { width: 34%; overflow-wrap: anywhere; font-weight: 400; color: var(--muted); }

@@ -1,7 +1,7 @@
 """The sections that are tables: the measured figures, figures by class, the protocol; and FD against samples."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from genflow.evaluate.measures import MEASURES, label, meaning
@@ -10,7 +10,16 @@ from genflow.evaluate.report.html import Cell, Markup, data_uri, element, join, 
 from genflow.evaluate.report.view import DASH, View, absent, number, section
 from genflow.evaluate.table import ARROWS, CLASS_COLUMNS, class_figure
 
-__all__ = ["classes_section", "extrapolation_section", "figures_section", "protocol_section"]
+__all__ = [
+    "classes_section",
+    "direction",
+    "extrapolation_section",
+    "figures_section",
+    "measure_name",
+    "note_lines",
+    "protocol_section",
+    "warning_list",
+]
 
 _DIRECTIONS = {"up": "higher", "down": "lower", None: ""}
 _LISTED = 20
@@ -31,19 +40,40 @@ def figures_section(view: View) -> Markup:
             below.append(f"{ends} ({protocol['bootstrap']['level']:.0%})")
         rows.append(
             (
-                join(label(key, protocol["features"]), element("small", meaning(key, protocol))),
+                measure_name(key, protocol),
                 Cell(join(measure.form.format(value), *(element("small", line) for line in below)), value),
-                join(ARROWS[measure.direction], " ", element("span", _DIRECTIONS[measure.direction], class_="word")),
+                direction(key),
             )
         )
-    warnings = [element("li", f"Warning: {text}") for text in protocol["warnings"]]
     return section(
         "figures",
         "Figures",
-        element("ul", *warnings, class_="warnings") if warnings else None,
+        warning_list(protocol["warnings"]),
         table(("measure", "value", "better"), rows, caption="Measured figures", class_="measures"),
-        *(element("p", f"Note: {text}", class_="note") for text in protocol["notes"]),
+        note_lines(protocol["notes"]),
     )
+
+
+def measure_name(key: str, protocol: dict[str, Any]) -> Markup:
+    """What a measure is called, and below it what it means."""
+    return join(label(key, protocol["features"]), element("small", meaning(key, protocol)))
+
+
+def direction(key: str) -> Markup:
+    """Which way is better."""
+    way = MEASURES[key].direction
+    return join(ARROWS[way], " ", element("span", _DIRECTIONS[way], class_="word"))
+
+
+def warning_list(warnings: Sequence[str]) -> Markup | None:
+    """What makes figures less than they seem; None where nothing does."""
+    lines = [element("li", f"Warning: {text}") for text in warnings]
+    return element("ul", *lines, class_="warnings") if lines else None
+
+
+def note_lines(notes: Sequence[str]) -> Markup:
+    """What else there is to know."""
+    return join(*(element("p", f"Note: {text}", class_="note") for text in notes))
 
 
 def classes_section(view: View) -> Markup:
@@ -82,15 +112,15 @@ def extrapolation_section(view: View) -> Markup:
     return section("extrapolation", title, element("p", note, class_="note"), element("div", drawing, class_="plot"))
 
 
-def protocol_section(view: View) -> Markup:
+def protocol_section(protocol: dict[str, Any], result: dict[str, Any], file_name: str) -> Markup:
     """All that the figures depend on, and the whole result as a file."""
-    rows = [(name, text) for name, text in _flat(view.protocol)]
-    content = json.dumps(view.result, indent=2, allow_nan=False) + "\n"
+    rows = list(_flat(protocol))
+    content = json.dumps(result, indent=2, allow_nan=False) + "\n"
     link = element(
         "a",
         "Figures and protocol as JSON",
         href=data_uri("application/json", content.encode()),
-        download="evaluation.json",
+        download=file_name,
     )
     return section(
         "protocol",

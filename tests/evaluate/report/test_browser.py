@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from genflow.evaluate.report import write_report
+from genflow.evaluate.report import write_comparison_report, write_report
 from genflow.evaluate.table import CLASS_COLUMNS
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -222,6 +222,30 @@ def test_a_phone_needs_no_sideways_scroll(browser: Browser, report: Path, dark: 
         f"part.getBoundingClientRect().right > {PHONE - MARGIN} + 0.5).map(part => part.outerHTML.slice(0, 80))"
     )
     assert wide == []
+
+
+def test_a_comparison_fits_too(browser: Browser, make_evaluation, tmp_path: Path) -> None:
+    found = [make_evaluation(name=name) for name in ("a", EVIL, "c" * 60)]
+    pairs = [
+        {"first": i, "second": j, "difference": i - 1.5 * j, "low": -9.0, "high": 9.0, "p": 0.5, "p_corrected": 1.0}
+        for i, j in ((0, 1), (0, 2), (1, 2))
+    ]
+    protocol = {"paired": True, "bootstrap": {"draws": 9, "level": 0.9}, "correction": "Holm", "warnings": []}
+    result = {
+        "sets": [one.result for one in found],
+        "comparisons": {key: {"best": 1, "pairs": pairs} for key in ("fd", "recall")},
+        "protocol": protocol,
+    }
+    write_comparison_report(tmp_path / "compared.html", result, found)
+    browser.open(tmp_path / "compared.html", width=PHONE)
+    browser.run("for (const part of document.querySelectorAll('details')) part.open = true")
+    assert browser.run("return document.documentElement.scrollWidth") == PHONE
+    assert browser.log() == []
+    browser.open(tmp_path / "compared.html")
+    browser.click(".pairs th:nth-child(3) button")
+    assert browser.run(
+        "return [...document.querySelectorAll('.pairs td:nth-child(3)')].map(td => td.dataset.value)"
+    ) == [*("-3.0", "-3.0", "-2.0", "-2.0", "-1.5", "-1.5")]
 
 
 def test_it_follows_the_light(browser: Browser, report: Path) -> None:
