@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from genflow.errors import InputError, check_choice, check_number
-from genflow.metrics.neighbour_blocks import ALONE, MAX_BYTES, Points
-from genflow.metrics.neighbour_search import Progress, check_widths, cross_distances, self_distances
+from genflow.metrics.neighbour_blocks import ALONE, MAX_BYTES, Points, Progress
+from genflow.metrics.neighbour_search import check_widths, cross_distances, self_distances
 from genflow.processes import Processes
 
 __all__ = ["Memorization", "memorization"]

@@ -8,7 +8,7 @@ elsewhere: the decisions are those of exact distances, at the speed of float32.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -36,6 +36,9 @@ MAX_BYTES = 64 * 2**20
 
 ALONE = Processes()
 """This process does all."""
+
+Progress = Callable[[int], None]
+"""Called with the number of rows just done."""
 
 LARGEST = 1e150
 """Squares of features beyond this do not fit into float64."""
@@ -177,36 +180,29 @@ class Bounds:
 class Tiles:
     """Quick squared distances between two sets of points in a frame, tile by tile, in the frame's units.
 
-    Of the columns a float32 copy is held; rows, and float64 copies, are made as they are needed, once for all the tiles
-    that follow each other in a row.
+    Centred copies are made of what is needed next and kept while it is: tiles come in the order of :func:`tiles`.
     """
 
     def __init__(self, rows: Tensor, columns: Tensor, frame: Frame, dtype: torch.dtype) -> None:
         self._rows, self._columns, self._frame, self._dtype = rows, columns, frame, dtype
-        self._same = rows is columns
-        self._held = frame.place(columns, dtype) if dtype == torch.float32 else None
-        self._column_norms = self._norms(columns) if self._held is None else self._held[1]
-        self._row_norms = self._column_norms if self._same else self._norms(rows)
-        slacks = (_slack(norms, rows.shape[1], dtype) for norms in (self._row_norms, self._column_norms))
-        self.bounds = Bounds(frame, dtype, *slacks)
-        self._last: tuple[slice, Tensor] | None = None
+        column_norms = self._lengths(columns)
+        self._norms = (column_norms if rows is columns else self._lengths(rows), column_norms)
+        self.bounds = Bounds(frame, dtype, *(_slack(norms, rows.shape[1], dtype) for norms in self._norms))
+        self._panel: tuple[slice, Tensor] = (slice(0, 0), columns[:0])
 
-    def _norms(self, values: Tensor) -> Tensor:
+    def _lengths(self, values: Tensor) -> Tensor:
         return torch.cat([self._frame.place(part, self._dtype)[1] for part in values.split(1024)])
-
-    def _side(self, values: Tensor, where: slice, held: bool) -> Tensor:
-        return self._held[0][where] if held and self._held else self._frame.place(values[where], self._dtype)[0]
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
         """``(rows, columns)`` quick distances; some may be a little below zero."""
-        if self._last is None or self._last[0] != rows:
-            own = self._side(self._rows, rows, held=self._same)
-            self._last = (rows, own * -2)
-        second = self._side(self._columns, columns, held=True)
+        at, panel = self._panel
+        if columns.start < at.start or columns.stop > at.stop:
+            at, panel = self._panel = (columns, self._frame.place(self._columns[columns], self._dtype)[0])
+        own = self._frame.place(self._rows[rows], self._dtype)[0].mul_(-2)
         with _full_precision():
-            found = self._last[1] @ second.T
-        found += self._row_norms[rows].to(self._dtype)[:, None]
-        return found.add_(self._column_norms[columns].to(self._dtype))
+            found = own @ panel[columns.start - at.start : columns.stop - at.start].T
+        found += self._norms[0][rows].to(self._dtype)[:, None]
+        return found.add_(self._norms[1][columns].to(self._dtype))
 
 
 def _slack(norms: Tensor, dimensions: int, dtype: torch.dtype) -> Tensor:
@@ -249,20 +245,37 @@ def true_places(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tiles(
-    rows: int, columns: int, max_bytes: int, *, upper: bool = False, processes: Processes = ALONE
-) -> Iterator[tuple[slice, list[slice]]]:
-    """Slices of rows, each with the slices of columns to be done with it; with ``upper`` from the diagonal on.
+    rows: int,
+    columns: int,
+    max_bytes: int,
+    *,
+    upper: bool = False,
+    processes: Processes = ALONE,
+    progress: Progress | None = None,
+    total: int = 0,
+) -> Iterator[tuple[slice, slice]]:
+    """Slices of rows and of columns of the tiles to be done, panels of columns one after the other.
 
-    Tiles are dealt out to the ``processes`` in turn; these are this one's.
+    With ``upper`` only what lies right of the diagonal, and the squares on it: a tile that begins on the diagonal holds
+    its whole square. Tiles are dealt out to the ``processes`` in turn; these are this one's. ``progress`` is called
+    after each with its part of ``total``, in whole numbers that add up to it.
     """
     # A tile, its masks and what they find take 32 bytes an entry. Flat tiles waste less below the diagonal.
     height = max(8, min(512, math.isqrt(max_bytes // 256)))
     width = 8 * height
-    number = 0
-    for start in range(0, rows, height):
-        mine = []
-        for left in range(start if upper else 0, columns, width):
-            if number % processes.count == processes.index:
-                mine.append(slice(left, min(left + width, columns)))
-            number += 1
-        yield slice(start, min(start + height, rows)), mine
+    every = [
+        (slice(top, min(top + height, rows)), slice(max(left, top) if upper else left, min(left + width, columns)))
+        for left in range(0, columns, width)
+        for top in range(0, min(rows, left + width) if upper else rows, height)
+    ]
+    mine = every[processes.index :: processes.count]
+    sizes = [(down.stop - down.start) * (across.stop - across.start) for down, across in mine]
+    done = told = 0
+    for tile, size in zip(mine, sizes, strict=True):
+        yield tile
+        done += size
+        if progress and total * done // sum(sizes) > told:
+            progress(total * done // sum(sizes) - told)
+            told = total * done // sum(sizes)
+    if progress and told < total:
+        progress(total - told)  # a process without a tile

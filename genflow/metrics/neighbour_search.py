@@ -5,8 +5,6 @@ for; exact distances of those whose bounds overlap decide among them. Where the 
 was left out, the point is done again from float64 products, and, failing that, from exact distances to all.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -17,6 +15,7 @@ from genflow.metrics.neighbour_blocks import (
     Bounds,
     Frame,
     Points,
+    Progress,
     Tiles,
     exact_distances,
     tiles,
@@ -24,10 +23,7 @@ from genflow.metrics.neighbour_blocks import (
 )
 from genflow.processes import Processes
 
-__all__ = ["Closest", "Progress", "nearest", "self_distances"]
-
-Progress = Callable[[int], None]
-"""Called with the number of rows just done."""
+__all__ = ["Closest", "check_widths", "cross_distances", "nearest", "self_distances"]
 
 SPARE = 7
 """Candidates beyond those asked for. They are a matter of speed: too few, and points are done twice."""
@@ -96,11 +92,9 @@ def cross_distances(
     frame = Frame.around(known, asked)
     closest = Closest(len(asked), count, torch.float32, asked.values.device)
     block = Tiles(asked.values, known.values, frame, torch.float32)
-    for rows, columns in tiles(len(asked), len(known), max_bytes, processes=processes):
-        for part in columns:
-            closest.offer(rows.start, block.tile(rows, part), part.start)
-        if progress:
-            progress(int(asked.weights[rows].sum()))
+    shared = {"processes": processes, "progress": progress, "total": len(asked.inverse)}
+    for rows, columns in tiles(len(asked), len(known), max_bytes, **shared):
+        closest.offer(rows.start, block.tile(rows, columns), columns.start)
     closest.merge(processes)
     return closest.settle(asked.values, known.values, block.bounds, max_bytes)
 
@@ -115,17 +109,15 @@ def self_distances(
     device = points.values.device
     closest = Closest(len(points), max(ranks), torch.float32, device)
     block = Tiles(points.values, points.values, Frame.around(points), torch.float32)
-    for rows, columns in tiles(len(points), len(points), max_bytes, upper=True, processes=processes):
-        for part in columns:
-            tile = block.tile(rows, part)
-            if part.start == rows.start:
-                tile.diagonal().fill_(torch.inf)
-            closest.offer(rows.start, tile, part.start)
-            right = max(part.start, rows.stop)  # the square on the diagonal holds both ends of its pairs already
-            if right < part.stop:
-                closest.offer(right, tile[:, right - part.start :].T, rows.start)
-        if progress:
-            progress(int(points.weights[rows].sum()))
+    shared = {"processes": processes, "progress": progress, "total": len(points.inverse)}
+    for rows, columns in tiles(len(points), len(points), max_bytes, upper=True, **shared):
+        tile = block.tile(rows, columns)
+        if columns.start == rows.start:
+            tile.diagonal().fill_(torch.inf)
+        closest.offer(rows.start, tile, columns.start)
+        right = max(columns.start, rows.stop)  # the square on the diagonal holds both ends of its pairs already
+        if right < columns.stop:
+            closest.offer(right, tile[:, right - columns.start :].T, rows.start)
     closest.merge(processes)
     own = torch.arange(len(points), device=device)
     copies = int(points.weights.max()) > 1
@@ -248,12 +240,11 @@ def _again(
     block = Tiles(asked, known, bounds.frame, torch.float64)
     closest = Closest(len(asked), count, torch.float64, asked.device, spare=4 * SPARE)
     for rows, columns in tiles(len(asked), len(known), max_bytes // 2):
-        for part in columns:
-            tile = block.tile(rows, part)
-            if own is not None:
-                here = ((own[rows] >= part.start) & (own[rows] < part.stop)).nonzero()[:, 0]
-                tile[here, own[rows][here] - part.start] = torch.inf
-            closest.offer(rows.start, tile, part.start)
+        tile = block.tile(rows, columns)
+        if own is not None:
+            here = ((own[rows] >= columns.start) & (own[rows] < columns.stop)).nonzero()[:, 0]
+            tile[here, own[rows][here] - columns.start] = torch.inf
+        closest.offer(rows.start, tile, columns.start)
     return closest.settle(asked, known, block.bounds, max_bytes, own=own)
 
 

@@ -23,13 +23,14 @@ from genflow.metrics.neighbour_blocks import (
     MAX_BYTES,
     Frame,
     Points,
+    Progress,
     Tiles,
     exact_distances,
     rounding,
     tiles,
     true_places,
 )
-from genflow.metrics.neighbour_search import Closest, Progress, check_widths, self_distances
+from genflow.metrics.neighbour_search import Closest, check_widths, self_distances
 from genflow.processes import Processes
 
 __all__ = ["NeighbourDetails", "NeighbourMetrics", "neighbour_details", "neighbour_metrics", "neighbour_radii"]
@@ -207,13 +208,11 @@ class _Crossing:
     def run(self, max_bytes: int, progress: Progress | None, processes: Processes) -> dict[str, Tensor]:
         real, generated = self.real, self.generated
         closest = Closest(len(generated), 1, torch.float32, real.values.device)
-        for rows, parts in tiles(len(real), len(generated), max_bytes, processes=processes):
-            for columns in parts:
-                tile = self.quick.tile(rows, columns)
-                closest.offer(columns.start, tile.T, rows.start)
-                self._count(tile, rows, columns)
-            if progress:
-                progress(int(real.weights[rows].sum()))
+        shared = {"processes": processes, "progress": progress, "total": len(real.inverse)}
+        for rows, columns in tiles(len(real), len(generated), max_bytes, **shared):
+            tile = self.quick.tile(rows, columns)
+            closest.offer(columns.start, tile.T, rows.start)
+            self._count(tile, rows, columns)
         closest.merge(processes)
         distance, nearest = closest.settle(generated.values, real.values, self.bounds.swapped(), max_bytes)
         return {

@@ -67,32 +67,38 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_every_tile_is_somebodys_and_nobody_elses(count):
-    for upper in (False, True):
-        whole = [
-            (rows, part) for rows, parts in neighbour_blocks.tiles(100, 100, 30_000, upper=upper) for part in parts
-        ]
-        shares = [
-            [(rows, part) for rows, parts in neighbour_blocks.tiles(
-                100, 100, 30_000, upper=upper, processes=Processes(index, count)) for part in parts]
-            for index in range(count)
-        ]  # fmt: skip
-        assert sorted(map(str, (tile for share in shares for tile in share))) == sorted(map(str, whole))
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+@pytest.mark.parametrize("upper", [False, True])
+def test_every_tile_is_somebodys_and_nobody_elses(count, upper):
+    whole = list(neighbour_blocks.tiles(400, 400, 30_000, upper=upper))
+    shares = [
+        list(neighbour_blocks.tiles(400, 400, 30_000, upper=upper, processes=Processes(index, count)))
+        for index in range(count)
+    ]
+    assert sorted(str(tile) for share in shares for tile in share) == sorted(map(str, whole))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_tiles_cover_each_pair_once_and_the_upper_half_at_least():
-    seen = torch.zeros(90, 130)
-    for rows, parts in neighbour_blocks.tiles(90, 130, 30_000):
-        for part in parts:
-            seen[rows, part] += 1
+    seen = torch.zeros(190, 330)
+    for rows, columns in neighbour_blocks.tiles(190, 330, 30_000):
+        seen[rows, columns] += 1
     assert (seen == 1).all()
-    seen = torch.zeros(90, 90)
-    for rows, parts in neighbour_blocks.tiles(90, 90, 30_000, upper=True):
-        for part in parts:
-            seen[rows, part] += 1
-            assert part.start != rows.start or part.stop >= min(rows.stop, 90)  # the square on the diagonal is whole
-    assert (seen.triu() == torch.ones(90, 90).triu()).all()
+    seen = torch.zeros(290, 290)
+    for rows, columns in neighbour_blocks.tiles(290, 290, 30_000, upper=True):
+        seen[rows, columns] += 1
+        assert columns.start >= rows.stop or (columns.start == rows.start and columns.stop >= rows.stop)
+    assert (seen.triu() == torch.ones(290, 290).triu()).all()
+    assert seen.sum() < 0.55 * 290**2
+
+
+@pytest.mark.parametrize("count", [1, 3, 50])
+def test_progress_adds_up_in_each_process(count):
+    for index in range(count):
+        told = []
+        options = {"processes": Processes(index, count), "progress": told.append, "total": 1000}
+        assert sum(1 for _ in neighbour_blocks.tiles(100, 100, 1, **options)) <= 26
+        assert sum(told) == 1000
+        assert all(part > 0 for part in told)
 
 
 def test_alone_the_default_sends_nothing(monkeypatch):

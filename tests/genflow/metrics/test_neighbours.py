@@ -263,7 +263,7 @@ def test_expected_density_and_coverage_of_one_law(n, m, k):
     whose ``n - 1`` others are these). Density: a generated point is equally likely to have any rank among a real
     one's others, so it is in the ball of the k-th with probability ``k / n``; times n balls, over k: one.
     """
-    runs = 120
+    runs = 60
     found = [neighbour_metrics(cloud(2 * s, n, 3), cloud(2 * s + 1, m, 3), k=1, density_k=k) for s in range(runs)]
     coverage = torch.tensor([f.coverage for f in found], dtype=torch.float64)
     expected = 1 - math.prod((n - i) / (n + m - i) for i in range(1, k + 1))
