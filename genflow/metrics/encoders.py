@@ -90,6 +90,18 @@ def _quiet(bars: bool) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def _reachable() -> bool:
+    """Whether the hub answers: asked once, since a fetch tries again for half a minute before it gives up."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception:  # of whichever library carries the session
+        return False
+    return True
+
+
 def _load(loader: str, model: str | Path, advice: str) -> nn.Module:
     """The model in float32, all its weights from the file; one that is on this machine is loaded without asking."""
     try:
@@ -112,7 +124,7 @@ def _load(loader: str, model: str | Path, advice: str) -> nn.Module:
         try:
             network, report = load(here=True)
         except OSError:
-            if Path(model).is_dir():
+            if Path(model).is_dir() or not _reachable():
                 raise
             network, report = load(here=False)
     except Exception as error:  # the hub, transformers, safetensors and torch each have errors of their own
@@ -164,7 +176,10 @@ def create_encoder(
     folder = find_weights((short,), weights, folder=True)
     advice = ""
     if folder is None:
-        advice = f": put its config.json and model.safetensors into {cache_root() / short}, or name their folder by --weights (weights=)"
+        advice = (
+            f": put its config.json and model.safetensors into {cache_root() / short}, "
+            "or name their folder by --weights (weights=)"
+        )
     network = _load(kind.loader, folder or model, advice)
     name = family if variant == default else f"{family}:{variant}"
     return _open(network, name, kind, resize, options)

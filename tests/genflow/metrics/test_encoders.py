@@ -105,7 +105,8 @@ def test_a_model_is_found_where_it_is_put(folders, tmp_path, monkeypatch):
     assert create_extractor("dinov2:small").sha256 == found.sha256
 
 
-def test_the_cache_is_asked_before_the_network_and_only_for_safetensors(monkeypatch, tmp_path):
+@pytest.mark.parametrize("reachable", [True, False])
+def test_the_cache_is_asked_before_the_network_and_only_for_safetensors(reachable, monkeypatch, tmp_path):
     asked = []
 
     def from_pretrained(model, **options):
@@ -113,10 +114,11 @@ def test_the_cache_is_asked_before_the_network_and_only_for_safetensors(monkeypa
         raise OSError("We couldn't connect to 'https://huggingface.co'.\nAnd more.")
 
     monkeypatch.setattr(transformers.Dinov2Model, "from_pretrained", from_pretrained)
+    monkeypatch.setattr("genflow.metrics.encoders._reachable", lambda: reachable)
     with pytest.raises(InputError) as caught:
         create_extractor("dinov2")
-    assert [model for model, _ in asked] == ["facebook/dinov2-large"] * 2
-    assert [options["local_files_only"] for _, options in asked] == [True, False]
+    assert [model for model, _ in asked] == ["facebook/dinov2-large"] * len(asked)
+    assert [options["local_files_only"] for _, options in asked] == ([True, False] if reachable else [True])
     assert all(o["use_safetensors"] is True and o["trust_remote_code"] is False for _, o in asked)
     home = tmp_path / "cache" / "dinov2-large"
     assert str(caught.value) == (
