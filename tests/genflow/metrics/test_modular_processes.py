@@ -1,11 +1,5 @@
 """Two processes on gloo with unequal shares, one of them without generated samples, find what one process finds."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 SCRIPT = """
@@ -66,22 +60,8 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(rank), str(tmp_path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(2)
-    ]
-    found = []
-    for process in processes:
-        out, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-        found.append(json.loads(out.splitlines()[-1]))
+def test_two_processes_find_what_one_finds(two_processes) -> None:
+    found = two_processes(SCRIPT)
     assert found[0]["shared"] == found[1]["shared"]  # to the last bit: all merge in the order of the ranks
     for shared, alone in zip(found[0]["shared"], found[0]["alone"], strict=True):
         assert shared == pytest.approx(alone, rel=1e-8)
