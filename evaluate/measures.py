@@ -13,7 +13,6 @@ from torch import Tensor
 
 from genflow.errors import InputError, check_choice
 from genflow.evaluate.pair import Pair
-from genflow.metrics.resampled_kernel import resampled_kernel_distances
 
 __all__ = [
     "COVERING",
@@ -86,7 +85,7 @@ def _extrapolated(name: str) -> Measure:
         ("features",),
         lambda pair: pair.extrapolation.value,
         bounds=_ANY,
-        again=Pair.extrapolation_of,
+        each=lambda pair: pair.extrapolation_shares,
     )
 
 
@@ -147,9 +146,7 @@ MEASURES: Mapping[str, Measure] = {
         lambda pair: pair.kernel.mean,
         spread=lambda pair: pair.kernel.std,
         bounds=_ANY,
-        together=lambda pair, counts: resampled_kernel_distances(
-            pair.reference.features, pair.generated.features, counts
-        ),
+        together=Pair.kernel_of,
     ),
     "is": Measure(
         "Inception Score ({features})",

@@ -18,6 +18,7 @@ from genflow.metrics.influence import frechet_influence
 from genflow.metrics.kernel import KernelSpread, kernel_distance
 from genflow.metrics.neighbours import NeighbourDetails, neighbour_details
 from genflow.metrics.per_class import ClassFrechet, class_frechet_distances
+from genflow.metrics.resampled_kernel import resampled_kernel_distances
 from genflow.processes import processes
 
 __all__ = ["IS_SPLITS", "KID_SUBSETS", "KID_SUBSET_SIZE", "MEMORIZATION_RATIO", "Pair", "Settings"]
@@ -113,9 +114,23 @@ class Pair:
         """The distance at several sizes, and its limit."""
         return fd_infinity(self.reference.statistics, self.generated.features, seed=self.settings.seed)
 
-    def extrapolation_of(self, rows: Tensor) -> float:
-        """The limit, of these rows of the samples."""
-        return fd_infinity(self.reference.statistics, self.generated.features[rows], seed=self.settings.seed).value
+    @cached_property
+    def extrapolation_shares(self) -> Tensor:
+        """One value a sample, float64 ``(M,)``, whose mean is the limit, and nearly that of a resample its mean.
+
+        The limit is a sum of the subsets' distances with the weights of a line's intercept, and each of these, to the
+        first order, a mean over its subset. Subsets drawn like those of the limit serve as well as these.
+        """
+        found, count = self.extrapolation, self.number
+        inverse = 1 / found.sizes.to(torch.float64)
+        offsets = inverse - inverse.mean()
+        weights = 1 / len(inverse) - inverse.mean() * offsets / offsets.square().sum()
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        held = torch.zeros(count, dtype=torch.float64)
+        for size, weight in zip(found.sizes.tolist(), weights.tolist(), strict=True):
+            held[torch.randperm(count, generator=generator)[:size]] += weight / size
+        shares = (self.frechet_shares - self.frechet.distance) * held * count
+        return found.value + shares - shares.mean()
 
     @cached_property
     def classes(self) -> ClassFrechet:
@@ -180,6 +195,13 @@ class Pair:
             subset_size=self.kid_subset_size,
             seed=self.settings.seed,
         )
+
+    def kernel_of(self, counts: Tensor) -> Tensor:
+        """The distances on all samples of resamples that hold each sample ``counts`` ``(draws, M)`` times."""
+        real, generated = self.reference.features, self.generated.features
+        rows = len(real) + 2 * len(generated)
+        with progress_bar("intervals of kid", rows, self.settings.progress) as advance:
+            return resampled_kernel_distances(real, generated, counts, progress=advance)
 
     @property
     def is_splits(self) -> int:

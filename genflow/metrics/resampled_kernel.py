@@ -1,5 +1,7 @@
 """Kernel distances of many resamples at once, for confidence intervals: one pass over blocks of the kernel."""
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,13 @@ _MAX_BYTES = 64 * 2**20
 
 
 def resampled_kernel_distances(
-    real: Tensor, generated: Tensor, counts: Tensor, *, degree: int = 3, max_bytes: int = _MAX_BYTES
+    real: Tensor,
+    generated: Tensor,
+    counts: Tensor,
+    *,
+    degree: int = 3,
+    max_bytes: int = _MAX_BYTES,
+    progress: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Squared kernel distances (KID) of resamples of ``generated``, float64 ``(draws,)``.
 
@@ -25,6 +33,7 @@ def resampled_kernel_distances(
         counts: ``(draws, M)``, how often each resample holds each sample; all ones give the estimate itself.
         degree: of the kernel; 3 is KID's.
         max_bytes: memory for blocks of the kernel.
+        progress: called with the number of rows just done, of ``N + 2 M`` in all.
 
     Raises:
         InputError: shapes that do not fit, fewer than two samples, NaN; a resample of one sample alone.
@@ -42,22 +51,26 @@ def resampled_kernel_distances(
     pairs = sizes.square() - counts.square().sum(1)
     if not bool((pairs > 0).all()):
         raise InputError("counts: a resample holds a single sample; there is no pair in it")
+    tell = progress or (lambda rows: None)
     within = torch.zeros_like(sizes)
-    for rows, block in _blocks(generated, generated, degree, max_bytes):
+    for rows, block in _blocks(generated, generated, degree, max_bytes, tell):
         block[torch.arange(len(block)), torch.arange(rows.start, rows.stop)] = 0
         within += ((counts[:, rows] @ block) * counts).sum(1)
-    across = torch.cat([block.mean(1) for _, block in _blocks(generated, real, degree, max_bytes)])
+    across = torch.cat([block.mean(1) for _, block in _blocks(generated, real, degree, max_bytes, tell)])
     own = 0.0
-    for rows, block in _blocks(real, real, degree, max_bytes):
+    for rows, block in _blocks(real, real, degree, max_bytes, tell):
         own += float(block.sum() - block[torch.arange(len(block)), torch.arange(rows.start, rows.stop)].sum())
     own /= len(real) * (len(real) - 1)
     return (within / pairs + own - 2 * (counts @ across) / sizes).cpu()
 
 
-def _blocks(rows: Tensor, columns: Tensor, degree: int, max_bytes: int):
+def _blocks(
+    rows: Tensor, columns: Tensor, degree: int, max_bytes: int, tell: Callable[[int], None]
+) -> Iterator[tuple[slice, Tensor]]:
     """Successive blocks of rows of the kernel matrix in float64, each with its rows as a slice."""
     height = max(1, max_bytes // (3 * 8 * len(columns)))
     columns = columns.to(torch.float64)
     for start in range(0, len(rows), height):
         part = rows[start : start + height].to(torch.float64)
         yield slice(start, start + len(part)), (part @ columns.T).div_(rows.shape[1]).add_(1).pow_(degree)
+        tell(len(part))

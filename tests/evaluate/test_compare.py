@@ -69,15 +69,17 @@ def test_recall_and_coverage_draw_the_reference_and_all_else_the_samples(pair: P
         assert len(MEASURES[key].each(pair)) == 60
 
 
-def test_a_distance_s_scatter_is_that_between_sets_of_one_law() -> None:
-    """Thirty sets of one law, away from the reference: their distances scatter as the resamples of any one of them."""
-    real = feature_set(features(0, 500))
+@pytest.mark.parametrize(("key", "tolerance"), [("fd", 0.35), ("fd_infinity", 0.5), ("intra_fd", 0.35)])
+def test_a_distance_s_scatter_is_that_between_sets_of_one_law(key: str, tolerance: float) -> None:
+    """Forty sets of one law, away from the reference: their distances scatter as the resamples of any one of them."""
+    labels = torch.arange(500) % 2
+    real = feature_set(features(0, 500), labels=labels)
     found, scatter = [], []
-    for seed in range(30):
-        pair = Pair(feature_set(features(seed + 1, 200, 0.5)), real, Settings())
-        found.append(pair.frechet.distance)
-        scatter.append(float(replicates(pair, "fd", 100, seed=seed).std()))
-    assert np.mean(scatter) == pytest.approx(np.std(found, ddof=1), rel=0.35)
+    for seed in range(40):
+        pair = Pair(feature_set(features(seed + 1, 200, 0.5), labels=labels[:200]), real, Settings(seed=seed))
+        found.append(MEASURES[key].value(pair))
+        scatter.append(float(replicates(pair, key, 100, seed=seed).std()))
+    assert np.mean(scatter) == pytest.approx(np.std(found, ddof=1), rel=tolerance)
 
 
 def test_resampled_kernel_distances_are_of_all_samples(pair: Pair) -> None:
