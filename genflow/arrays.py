@@ -5,7 +5,6 @@ import math
 import os
 import struct
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -67,17 +66,19 @@ def read_numpy(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             with np.load(path, allow_pickle=False) as held:
                 key = next((k for k in ("arr_0", "images") if k in held.files), None)
                 if key is None:
-                    raise InputError(f"{path}: no array 'arr_0' or 'images'; it holds: {', '.join(held.files)}")
+                    raise InputError(
+                        f"{path}: no array 'arr_0' or 'images'; it holds: {', '.join(map(repr, held.files))}"
+                    )
                 array = _mapped(path, held.zip.getinfo(f"{key}.npy"))
                 array = held[key] if array is None else array
                 label_key = next((k for k in ("labels", "arr_1") if k in held.files), None)
                 labels = held[label_key] if label_key else None
         else:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: cannot be read as a numpy file: {error}") from error
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # of damaged bytes numpy, zipfile and tokenize each have errors of their own
+        raise InputError(f"{path}: cannot be read as a numpy file: {' '.join(str(error).split())}") from error
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim not in (3, 4):
         raise InputError(f"{path}: {array.dtype} of shape {array.shape}; allowed: uint8 (N, H, W) or (N, H, W, C)")
     return array, None if labels is None else _checked_labels(path, labels, len(array))

@@ -1,7 +1,9 @@
 """Images inside zip and tar archives, read where they lie: nothing is ever written, so no path can lead astray."""
 
 import io
+import lzma
 import os
+import struct
 import tarfile
 import threading
 import zipfile
@@ -18,12 +20,16 @@ from genflow.evaluate.sources.gzip_blocks import GzipBlocks
 from genflow.evaluate.sources.labels import DATASET_JSON
 from genflow.images import UnreadableImageError
 
-__all__ = ["ARCHIVE_SUFFIXES", "TarSource", "ZipSource", "open_archive"]
+__all__ = ["ARCHIVE_SUFFIXES", "DAMAGED", "TarSource", "ZipSource", "open_archive"]
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 _LARGEST = 2**30  # bytes of one file; a member that claims more is no picture
-_DAMAGED = (OSError, EOFError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
+DAMAGED = (
+    *(OSError, EOFError, ValueError, RuntimeError, ArithmeticError, struct.error),
+    *(zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError),
+)
+"""What the readers of archives raise on damaged ones."""
 
 
 class _Archive(NamedFiles):
@@ -37,7 +43,7 @@ class _Archive(NamedFiles):
             members = self._list()
         except InputError:
             raise
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise InputError(f"{path}: damaged or no archive of this kind ({error})") from error
         self._listing = members.pop(DATASET_JSON, None)
         paths = sorted(members, key=natural_key)
@@ -81,13 +87,13 @@ class _Archive(NamedFiles):
     def _read(self, index: int, size: int | None) -> bytes:
         try:
             return self._member(self._members[index], size)
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise UnreadableImageError(self.place(index), f"in its archive: {error}") from error
 
     def read_listing(self) -> bytes | None:
         try:
             return None if self._listing is None else self._member(self._listing, None)
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise InputError(f"{self.path}/{DATASET_JSON}: cannot be read ({error})") from error
 
 

@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -161,7 +162,6 @@ def _in_threads(work: _Work, cuts: list[range], workers: int) -> Iterator[list[_
             pieces = [future.result() for future in ahead[0]]
             ahead.popleft()
             yield pieces
-            del pieces
     finally:
         work.stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
@@ -202,30 +202,22 @@ def _on_the_fly(work: _Work, cuts: list[range], batch_size: int) -> Iterator[lis
 
 
 def _assembled(work: _Work, batches: Iterable[list[_Piece]]) -> Iterator[DecodedBatch]:
-    first: tuple[int, tuple[int, int], Tensor] | None = None
+    first: _Shape | None = None
     unread: list[tuple[str, str]] = []
     try:
         for pieces in batches:
-            positions = [position for piece in pieces for position in piece.positions]
-            images = [image for piece in pieces for image in piece.images]
-            sizes = [size for piece in pieces for size in piece.sizes]
-            if first is None and images:
-                first = positions[0], sizes[0], images[0]
-            for position, size, image in zip(positions, sizes, images, strict=True):
-                if image.shape != first[2].shape:
-                    raise InputError(_odd(work, position, size, image, first))
-            bad = [entry for piece in pieces for entry in piece.bad]
+            for piece in pieces:
+                for position, size, image in zip(piece.positions, piece.sizes, piece.images, strict=True):
+                    found = _Shape(position, size, tuple(image.shape))
+                    first = first or found
+                    if found.prepared != first.prepared:
+                        raise InputError(_odd(work, found, first))
+            batch = _stacked(pieces)
+            del pieces[:]  # what was stacked is not held twice
             if first is None:
-                unread += bad
-            figures = [part for piece in pieces for part in piece.figures]
-            yield DecodedBatch(
-                positions,
-                torch.stack(images) if images else torch.empty(0),
-                {name: torch.cat([part[name] for part in figures]) for name in FIGURES},
-                bad,
-                dict(sum((piece.notes for piece in pieces), Counter())),
-            )
-            del images, pieces
+                unread += batch.bad
+            yield batch
+            del batch
     finally:
         if hasattr(batches, "close"):
             batches.close()
@@ -234,12 +226,30 @@ def _assembled(work: _Work, batches: Iterable[list[_Piece]]) -> Iterator[Decoded
         raise InputError(f"samples: none of {len(unread)} images could be read; the first: {place}: {reason}")
 
 
-def _odd(
-    work: _Work, position: int, size: tuple[int, int], image: Tensor, first: tuple[int, tuple[int, int], Tensor]
-) -> str:
-    here, there = (work.source.place(work.indices[at]) for at in (position, first[0]))
-    if size != first[1]:
-        what, other = ("{}x{} pixels".format(*s) for s in (size, first[1]))
+class _Shape(NamedTuple):
+    """An image's place in the order, its width and height, and its shape as prepared."""
+
+    position: int
+    size: tuple[int, int]
+    prepared: tuple[int, ...]
+
+
+def _stacked(pieces: list[_Piece]) -> DecodedBatch:
+    images = [image for piece in pieces for image in piece.images]
+    figures = [part for piece in pieces for part in piece.figures]
+    return DecodedBatch(
+        [position for piece in pieces for position in piece.positions],
+        torch.stack(images) if images else torch.empty(0),
+        {name: torch.cat([part[name] for part in figures]) for name in FIGURES},
+        [entry for piece in pieces for entry in piece.bad],
+        dict(sum((piece.notes for piece in pieces), Counter())),
+    )
+
+
+def _odd(work: _Work, found: _Shape, first: _Shape) -> str:
+    here, there = (work.source.place(work.indices[shape.position]) for shape in (found, first))
+    if found.size != first.size:
+        what, other = ("{}x{} pixels".format(*shape.size) for shape in (found, first))
     else:
-        what, other = (f"{tuple(tensor.shape)} as prepared" for tensor in (image, first[2]))
+        what, other = (f"{shape.prepared} as prepared" for shape in (found, first))
     return f"{here}: {what}, where {there} has {other}; allowed: one size, or features that resize"

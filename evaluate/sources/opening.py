@@ -10,7 +10,7 @@ import numpy as np
 from genflow.arrays import read_idx_pair, read_numpy
 from genflow.data import FASHION_MNIST_CLASSES, FASHION_MNIST_ID, IMAGE_SUFFIXES, fashion_mnist_file
 from genflow.errors import InputError, check_choice
-from genflow.evaluate.sources.archives import ARCHIVE_SUFFIXES, open_archive
+from genflow.evaluate.sources.archives import ARCHIVE_SUFFIXES, DAMAGED, open_archive
 from genflow.evaluate.sources.arrays import ArraySource
 from genflow.evaluate.sources.datasets import DatasetSource
 from genflow.evaluate.sources.files import FolderSource
@@ -119,5 +119,5 @@ def _members(path: Path) -> set[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return set(archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except DAMAGED:
         return set()

@@ -126,7 +126,7 @@ def test_faults_of_files(tmp_path, arrays):
     with pytest.raises(InputError, match="cannot be read as a numpy file"):
         load_images(tmp_path / "pickle.npy")
     np.savez(tmp_path / "other.npz", pixels=arrays[0])
-    with pytest.raises(InputError, match="no array 'arr_0' or 'images'; it holds: pixels"):
+    with pytest.raises(InputError, match="no array 'arr_0' or 'images'; it holds: 'pixels'"):
         load_images(tmp_path / "other.npz")
 
 

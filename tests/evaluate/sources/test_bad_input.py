@@ -95,7 +95,7 @@ def test_arrays_that_hold_no_images(tmp_path) -> None:
         np.savez(tmp_path / "a.npz", **arrays, **({} if labels is None else {"arr_1": labels}))
         refused(tmp_path / "a.npz", message)
 
-    saved("no array 'arr_0' or 'images'; it holds: x", x=images)
+    saved("no array 'arr_0' or 'images'; it holds: 'x'", x=images)
     saved(r"float32 of shape \(3, 4, 4\); allowed: uint8", arr_0=images.astype(np.float32))
     saved(r"uint8 of shape \(4, 4\); allowed", arr_0=images[0])
     saved(r"shape \(3, 3, 8, 8\); allowed: .*, transpose it", arr_0=np.zeros((3, 3, 8, 8), np.uint8))
@@ -209,6 +209,41 @@ def test_truncated_archives_are_refused_and_damaged_members_named(tmp_path) -> N
         list(decode(open_source(tmp_path / "a.zip"), range(9), prepare))
     (batch,) = decode(open_source(tmp_path / "a.zip"), range(9), prepare, skip_bad=True)
     assert [place for place, _ in batch.bad] == [f"{tmp_path}/a.zip/0.png"]
+
+
+def test_damaged_bytes_anywhere_never_end_in_another_error(tmp_path) -> None:
+    generator = np.random.default_rng(0)
+    files = {f"a/{index}.png": png(index) for index in range(3)} | {"dataset.json": b'{"labels": [["a/1.png", 3]]}'}
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2):
+        with zipfile.ZipFile(tmp_path / f"{method}.zip", "w", method) as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+    for name, mode in (("a.tar", "w"), ("a.tgz", "w:gz")):
+        with tarfile.open(tmp_path / name, mode) as archive:
+            for path, data in files.items():
+                info = tarfile.TarInfo(path)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    arrays = {"arr_0": np.zeros((4, 3, 3, 3), np.uint8), "arr_1": np.arange(4)}
+    np.savez(tmp_path / "a.npz", **arrays)
+    np.savez_compressed(tmp_path / "b.npz", **arrays)
+    np.save(tmp_path / "a.npy", arrays["arr_0"])
+    whole = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    refusals = 0
+    for _ in range(40):
+        for path, data in whole.items():
+            damaged = bytearray(data)
+            for place in generator.integers(0, len(data), int(generator.integers(1, 6))):
+                damaged[place] = generator.integers(0, 256)
+            path.write_bytes(damaged if generator.random() < 0.8 else damaged[: generator.integers(0, len(data))])
+            try:
+                source = open_source(path)
+                source.content_hash()
+                _ = source.labels
+                list(decode(source, range(len(source)), prepare, workers=0, skip_bad=True))
+            except InputError:
+                refusals += 1
+    assert refusals > 100
 
 
 def test_members_that_claim_to_be_huge_are_refused(tmp_path, monkeypatch) -> None:
