@@ -68,17 +68,18 @@ SETS = (
 
 
 def pictures(count: int, width: int, height: int, *, seed: int, shifted: bool) -> list[np.ndarray]:
-    """``count`` uint8 ``(height, width, 3)`` images; ``shifted`` ones are smoother, paler and have fewer shapes."""
+    """``count`` uint8 ``(height, width, 3)`` images; ``shifted`` ones are smoother, brighter and have fewer shapes."""
     random = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None] * height, np.fft.rfftfreq(width)[None] * width)
     made = []
     for _ in range(count):
-        slope = random.uniform(1.2, 1.8) if shifted else random.uniform(0.8, 1.5)
+        slope = random.uniform(1.3, 2.0) if shifted else random.uniform(0.8, 1.5)
         spectrum = np.fft.rfft2(random.standard_normal((3, height, width))) / np.maximum(frequency, 1) ** slope
         noise = np.fft.irfft2(spectrum, s=(height, width))
         noise /= noise.std((1, 2), keepdims=True) + 1e-9
         mixing = 0.8 * random.standard_normal((3, 1)) + 0.5 * random.standard_normal((3, 3))
-        colours = np.einsum("ij,jhw->hwi", mixing, noise) * (28 if shifted else 36) + random.uniform(70, 185, 3)
+        colours = np.einsum("ij,jhw->hwi", mixing, noise) * (24 if shifted else 36)
+        colours += random.uniform(110, 220, 3) if shifted else random.uniform(70, 185, 3)
         picture = Image.fromarray(np.clip(np.rint(colours), 0, 255).astype(np.uint8))
         draw = ImageDraw.Draw(picture)
         for _ in range(random.integers(0, 2 if shifted else 4)):
@@ -210,12 +211,22 @@ def make_weights(folder: str | Path, seed: int = 0) -> Path:
         _save(random_state(_fid_shapes(inception_v3), seed), first)
         layers = ["2048", "logits_unbiased"]
         network = FeatureExtractorInceptionV3("inception-v3-compat", layers, feature_extractor_weights_path=str(first))
-        sample = [np.stack(pictures(48, 64, 64, seed=1000 + shifted, shifted=shifted)) for shifted in (False, True)]
-        calibrate(network, torch.from_numpy(np.concatenate(sample)).permute(0, 3, 1, 2).contiguous())
+        calibrate(network, _sample())
         _save(network.state_dict(), second)
         _save(network.state_dict(), first, zipped=False)  # as torch wrote files when the published one was made
         save_torchscript(blocks_of(network), temporary / TORCHSCRIPT_NAME)
     return folder
+
+
+def _sample(each: int = 8) -> Tensor:
+    """Some images of every set at the network's size, uint8 ``(N, 3, 299, 299)``: detail differs from set to set."""
+    found = [
+        np.asarray(Image.fromarray(values).resize((299, 299)))
+        for images in SETS
+        for shifted in (False, True)
+        for values in pictures(each, images.width, images.height, seed=1000 + shifted, shifted=shifted)
+    ]
+    return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous()
 
 
 def _fid_shapes(inception_v3: Any) -> nn.Module:
