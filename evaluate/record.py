@@ -134,11 +134,11 @@ def _few(pair: Pair, count: int, frechet: bool) -> str:
 def _singular(pair: Pair) -> list[str]:
     """Where other tools' square root drops an imaginary part or adds to the diagonal."""
     report = pair.frechet
-    lines = []
-    for name, rank, count in zip(("samples", "reference"), report.ranks, report.counts, strict=True):
-        if rank < report.dimensions and count is not None and count > report.dimensions:
-            lines.append(
-                f"the covariance of the {name} has rank {rank} of {report.dimensions}; the distance is exact here, but "
-                "tools that take a matrix's square root drop an imaginary part or add to its diagonal"
-            )
-    return lines
+    sides = zip(("the samples", "the reference"), report.ranks, strict=True)
+    low = [f"{rank} of {name}" for name, rank in sides if rank < report.dimensions]
+    if not low:
+        return []
+    return [
+        f"covariance of rank {' and '.join(low)}, {report.dimensions} dimensions: the distance is exact here, but tools "
+        "that take a matrix's square root drop an imaginary part or add to the diagonal"
+    ]

@@ -300,3 +300,65 @@ def test_features_that_are_not_numbers_are_refused(world: World, monkeypatch: py
     monkeypatch.setattr(FeatureExtractor, "__call__", broken)
     with pytest.raises(InputError, match="NaN or infinite"):
         world.evaluate(cache=False)
+
+
+SCRIPT = """
+import contextlib, io, json, sys
+import torch.distributed as dist
+from genflow.cli import main
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+words = ["--features", sys.argv[5], "--device", "cpu", "--metrics", sys.argv[6], "--json", f"{folder}/{rank}.json"]
+printed = io.StringIO()
+with contextlib.redirect_stdout(printed):
+    status = main.run(["evaluate", sys.argv[3], "--reference", sys.argv[4], "--train", sys.argv[4], *words])
+print(json.dumps({"status": status, "printed": printed.getvalue()}))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_give_one_result_and_print_it_once(
+    world: World, two_processes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = f"{ALL_BUT_CLASSES},memorization"
+    monkeypatch.setenv("GENFLOW_CACHE", str(tmp_path / "cache"))
+    found = two_processes(SCRIPT, str(world.samples), str(world.real), str(world.network), metrics)
+    assert [one["status"] for one in found] == [0, 0]
+    assert "FD (net)" in found[0]["printed"]
+    assert not found[1]["printed"]
+    assert not (tmp_path / "1.json").exists()
+    result = json.loads((tmp_path / "0.json").read_text())
+    alone = world.evaluate(metrics=metrics, train=world.real)
+    assert result["metrics"] == pytest.approx(alone["metrics"], rel=1e-6, abs=1e-9)
+    for key in ("precision", "recall", "density", "coverage", "authenticity", "memorization"):
+        assert result["metrics"][key] == alone["metrics"][key]
+
+
+@pytest.mark.slow
+def test_inception_by_its_weights_file_through_the_whole_path(tmp_path: Path) -> None:
+    """Weights that are not the published ones: FD by default, FID where asked for by name, and it says which."""
+    from genflow.metrics.inception import random_inception, save_inception
+
+    weights = tmp_path / "weights.pth"
+    save_inception(random_inception(0), weights)
+    for name, seed in (("ours", 1), ("theirs", 2)):
+        np.savez(tmp_path / f"{name}.npz", arr_0=np.random.default_rng(seed).integers(0, 256, (6, 16, 16, 3), np.uint8))
+    options = {"features": "inception", "weights": weights, "resize": "clean", "batch_size": 6}
+    found = evaluate(tmp_path / "ours.npz", tmp_path / "theirs.npz", **options, metrics="fid,kid,is,precision")
+    assert list(found["metrics"]) == ["fid", "kid", "is", "precision"]
+    assert found["protocol"]["labels"]["fid"] == "FID"
+    assert found["protocol"]["resize"] == "clean"
+    assert found["protocol"]["dimensions"] == 2048
+    assert "not known here as the published ones" in found["protocol"]["notes"][0]
+    assert found["protocol"]["kid_subset_size"] == 6
+    assert any(
+        "rank 5 of the samples and 5 of the reference, 2048 dimensions" in line
+        for line in found["protocol"]["warnings"]
+    )
+    plain = evaluate(tmp_path / "ours.npz", tmp_path / "theirs.npz", **options)
+    assert plain["metrics"]["fd"] == found["metrics"]["fid"]
+    assert plain["protocol"]["labels"]["fd"] == "FD (inception)"
+    with pytest.raises(InputError, match="accuracy needs"):
+        evaluate(tmp_path / "ours.npz", tmp_path / "theirs.npz", **options, metrics="accuracy")
