@@ -139,6 +139,6 @@ def _singular(pair: Pair) -> list[str]:
     if not low:
         return []
     return [
-        f"covariance of rank {' and '.join(low)}, {report.dimensions} dimensions: the distance is exact here, but tools "
-        "that take a matrix's square root drop an imaginary part or add to the diagonal"
+        f"covariance of rank {' and '.join(low)}, {report.dimensions} dimensions: the distance is exact here, but "
+        "tools that take a matrix's square root drop an imaginary part or add to the diagonal"
     ]
