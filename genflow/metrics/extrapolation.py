@@ -49,13 +49,14 @@ def fd_infinity(
     """FD-infinity of ``generated`` ``(N, D)`` features against a reference: its features or statistics.
 
     The reference stays as it is: its own bias, smaller where it is larger, is in every point. The line holds where
-    N is well above D; with fewer it is too steep, and :attr:`Extrapolation.value` too low by what curves.
+    all sizes are well above D; with fewer than about 5 D samples it is too steep, and the value too low, even negative.
 
     Args:
         reference: real features ``(M, D)``, or their statistics.
         generated: features of the samples.
         points: how many numbers of samples, evenly spaced up to all; 15 in the paper.
-        smallest: the least of them; the lesser of 5,000, as in the paper's code, and N / 10 by default.
+        smallest: the least of them. By default N / 10, at most 5,000, which is the paper's code at its 50,000; but 2 D
+            at least, as far as N / 2 allows: below that points bend away from the line.
         seed: of the draws, each without replacement and independent of the others.
         progress: called with 1 after each point.
 
@@ -65,7 +66,8 @@ def fd_infinity(
     check_number("points", points, at_least=3, integer=True)
     distance = FrechetReference(reference, generated)
     count, points = len(distance), int(points)
-    least = max(2, min(5000, count // 10)) if smallest is None else smallest
+    width = generated.shape[1]
+    least = max(2, min(5000, count // 10), min(2 * width, count // 2)) if smallest is None else smallest
     check_number("smallest", least, at_least=2, integer=True)
     if count - least < points - 1:
         raise InputError(f"generated: {count} samples; {points} points from {least} on need {least + points - 1}")

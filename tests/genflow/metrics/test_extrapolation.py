@@ -50,11 +50,26 @@ def test_the_line_is_numpys():
     assert found.standard_error == pytest.approx(covariance[1, 1] ** 0.5, rel=1e-6)
 
 
-def test_the_draws_are_seeded_and_the_sizes_the_papers():
+@pytest.mark.parametrize(("count", "smallest"), [(40, 20), (200, 48), (1000, 100), (60_000, 5000)])
+def test_the_sizes_are_the_papers_where_the_line_holds(count, smallest):
+    """Here with D = 24: a tenth of the samples, 2 D at least, half of them or 5,000 at most."""
+    found = fd_infinity(REFERENCE, draw(3, count), points=3)
+    assert found.sizes.tolist() == [smallest, (smallest + count) // 2, count]
+
+
+def test_the_value_holds_at_five_times_as_many_samples_as_dimensions():
+    """From a tenth of them on, below D, the line is bent: its value falls far below zero."""
+    found = [fd_infinity(REFERENCE, draw(seed, 120)) for seed in range(20)]
+    bent = [fd_infinity(REFERENCE, draw(seed, 120), smallest=12) for seed in range(20)]
+    miss = abs(sum(each.value for each in found) / 20 - TRUE)
+    assert miss < abs(sum(each.value for each in bent) / 20 - TRUE) / 3
+    assert miss < (sum(float(each.distances[-1]) for each in found) / 20 - TRUE) / 4
+
+
+def test_the_draws_are_seeded():
     x = draw(3, 200)
     found = fd_infinity(REFERENCE, x)
     assert len(found.sizes) == 15
-    assert (int(found.sizes[0]), int(found.sizes[-1])) == (20, 200)
     assert torch.equal(found.distances, fd_infinity(REFERENCE, x).distances)
     assert not torch.equal(found.distances[:-1], fd_infinity(REFERENCE, x, seed=1).distances[:-1])
 
@@ -64,7 +79,7 @@ def test_the_draws_are_seeded_and_the_sizes_the_papers():
     [
         ({"points": 2}, "points: got 2"),
         ({"smallest": 1}, "smallest: got 1"),
-        ({"generated": draw(0, 15)}, "generated: 15 samples; 15 points from 2 on need 16"),
+        ({"generated": draw(0, 15)}, "generated: 15 samples; 15 points from 7 on need 21"),
         ({"smallest": 95}, "generated: 100 samples; 15 points from 95 on need 109"),
         ({"generated": torch.zeros(100, 3)}, "features: got shape"),
         ({"generated": torch.full((100, 24), torch.nan)}, "features: some are NaN"),
