@@ -94,7 +94,7 @@ class Points:
 
 def cached_rows(features: Tensor) -> int:
     """So many rows in float64 stay in a core's cache from one operation to the next; a GPU takes more at once."""
-    return max(1, 2 ** (16 if features.device.type == "cpu" else 24) // features.shape[1])
+    return max(1, 2 ** (18 if features.device.type == "cpu" else 24) // features.shape[1])
 
 
 def _first_equal(features: Tensor, hashes: Tensor) -> Tensor:
@@ -147,20 +147,18 @@ class Frame:
     @classmethod
     def around(cls, centred_on: Points, *others: Points) -> "Frame":
         """Centred on the first set's mean, wide enough for all."""
-        largest = max(points.largest for points in (centred_on, *others))
-        longest = 2 * largest * centred_on.values.shape[1] ** 0.5
-        return cls(centred_on.centre, 2.0 ** -math.ceil(math.log2(longest)) if longest else 1.0)
+        every = (centred_on, *others)
+        longest = 2 * max(points.largest for points in every) * centred_on.values.shape[1] ** 0.5
+        centre = centred_on.centre
+        if all(points.values.dtype == torch.float32 for points in every):
+            centre = centre.to(torch.float32)  # any centre will do; from this one float32 points need no float64
+        return cls(centre, 2.0 ** -math.ceil(math.log2(longest)) if longest else 1.0)
 
-    def place(self, values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """``values`` ``(n, D)`` in this frame, rounded to ``dtype``, and their squared lengths in float64."""
-        placed = torch.empty(values.shape, dtype=dtype, device=values.device)
-        norms = torch.empty(len(values), dtype=torch.float64, device=values.device)
-        step = cached_rows(values)
-        for start in range(0, len(values), step):
-            part = (values[start : start + step].to(torch.float64) - self.centre).mul_(self.scale)
-            placed[start : start + step] = part
-            norms[start : start + step] = part.square_().sum(1)
-        return placed, norms
+    def place(self, values: Tensor, dtype: torch.dtype, factor: float = 1.0) -> Tensor:
+        """``values`` ``(n, D)`` in this frame, times ``factor``, a power of two, each rounded once to ``dtype``."""
+        scale = self.scale * factor
+        wide = torch.promote_types(torch.promote_types(values.dtype, self.centre.dtype), dtype)
+        return (values.to(wide) * scale).sub_(self.centre.to(wide) * scale).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -191,14 +189,15 @@ class Tiles:
         self._panel: tuple[slice, Tensor] = (slice(0, 0), columns[:0])
 
     def _lengths(self, values: Tensor) -> Tensor:
-        return torch.cat([self._frame.place(part, self._dtype)[1] for part in values.split(1024)])
+        placed = (self._frame.place(part, self._dtype) for part in values.split(cached_rows(values)))
+        return torch.cat([part.to(torch.float64).square_().sum(1) for part in placed])
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
         """``(rows, columns)`` quick distances; some may be a little below zero."""
         at, panel = self._panel
         if columns.start < at.start or columns.stop > at.stop:
-            at, panel = self._panel = (columns, self._frame.place(self._columns[columns], self._dtype)[0])
-        own = self._frame.place(self._rows[rows], self._dtype)[0].mul_(-2)
+            at, panel = self._panel = (columns, self._frame.place(self._columns[columns], self._dtype))
+        own = self._frame.place(self._rows[rows], self._dtype, factor=-2)
         with _full_precision():
             found = own @ panel[columns.start - at.start : columns.stop - at.start].T
         found += self._norms[0][rows].to(self._dtype)[:, None]

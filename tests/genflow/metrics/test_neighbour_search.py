@@ -70,18 +70,20 @@ def test_each_precision_is_used_only_where_the_one_before_leaves_doubt(monkeypat
     assert asked["all"] == 50
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     dimensions=st.integers(1, 300),
     scale=st.sampled_from([1e-18, 1e-3, 1.0, 1e18]),
     offset=st.sampled_from([0.0, 1.0, 1e3]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
+    of=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_quick_distances_are_within_their_bound(seed, dimensions, scale, offset, dtype):
+def test_quick_distances_are_within_their_bound(seed, dimensions, scale, offset, dtype, of):
     """The proof that counts are exact rests on this."""
     first = scale * (cloud(seed, 30, dimensions).double() + offset * cloud(seed + 1, 30, 1).double().sign())
     second = scale * cloud(seed + 2, 20, dimensions).double()
+    first, second = first.to(of), second.to(of)
     points = [neighbour_blocks.Points.of("x", part, 1) for part in (first, second)]
     frame = neighbour_blocks.Frame.around(*points)
     block = neighbour_blocks.Tiles(first, second, frame, dtype)
