@@ -27,7 +27,8 @@ class ToolRun:
     """What one tool says of ``generated`` against ``real``.
 
     Attributes:
-        figures: by our names: fid, kid, is, is_std, precision, recall, density, coverage.
+        figures: by our names: fid, kid, is, is_std, precision, recall; ``kid, float64`` is the tool's function on its
+            features in float64, where its own KID is the small difference of sums in float32.
         real, generated: features ``(N, D)``.
         seconds: of the tool's own call, decoding and network included.
     """
@@ -98,7 +99,8 @@ def clean_fid(
     seconds = time.perf_counter() - begun
     # No more images than a subset takes: every subset is all of them, and the figure is free of chance.
     kid = fid.kernel_distance(*features, num_subsets=1)
-    return ToolRun({"fid": float(value), "kid": kid}, *features, seconds)
+    exact = fid.kernel_distance(*(side.astype(np.float64) for side in features), num_subsets=1)
+    return ToolRun({"fid": float(value), "kid": kid, "kid, float64": exact}, *features, seconds)
 
 
 def torch_fidelity(real: Path, generated: Path, weights: Path, *, batch_size: int = 32, layer: str = "2048") -> ToolRun:
@@ -109,6 +111,7 @@ def torch_fidelity(real: Path, generated: Path, weights: Path, *, batch_size: in
     """
     import torch_fidelity as tool
     from torch_fidelity import utils
+    from torch_fidelity.metric_kid import kid_features_to_metric
 
     count = min(len(list(folder.iterdir())) for folder in (real, generated))
     begun = time.perf_counter()
@@ -120,9 +123,12 @@ def torch_fidelity(real: Path, generated: Path, weights: Path, *, batch_size: in
             kid_subsets=1, kid_subset_size=count, samples_shuffle=False,
         )  # fmt: skip
     seconds = time.perf_counter() - begun
+    sides = [part[layer].double() for part in found]
+    exact = kid_features_to_metric(*sides, kid_subsets=1, kid_subset_size=count, verbose=False)
     figures = {
         "fid": metrics["frechet_inception_distance"],
         "kid": metrics["kernel_inception_distance_mean"],
+        "kid, float64": exact["kernel_inception_distance_mean"],
         "is": metrics["inception_score_mean"],
         "is_std": metrics["inception_score_std"],
         "precision": metrics["precision"],

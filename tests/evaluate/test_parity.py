@@ -69,6 +69,13 @@ def test_figures_that_both_have_are_compared():
     assert rows["fid"].difference == pytest.approx(2e-4)
 
 
+def test_a_kernel_distance_in_float32_has_its_rounding_and_in_float64_none():
+    theirs = run_of(**{"kid": 1e-3, "kid, float64": 1e-3})
+    for ours, passes in ((1.0008e-3, [True, False]), (1.00009e-3, [True, True]), (1.002e-3, [False, False])):
+        rows = list(parity_run.figure_rows("set", "tool", theirs, run_of(kid=ours)))
+        assert [row.passed for row in rows if row.figure.startswith("kid")] == passes
+
+
 def test_the_table_marks_what_is_over(capsys):
     print_rows([Row.of("set", "good", "fid", 1.0, 1.0), Row.of("set", "bad", "fid", 1.0, 1.1)])
     lines = capsys.readouterr().out.splitlines()
