@@ -34,7 +34,7 @@ def create_lpips(channels: int, network: str = "vgg", side: int = _SIDE) -> Call
         net: nn.Module = LearnedPerceptualImagePatchSimilarity(net_type=network).net
     except ImportError as error:
         raise InputError(
-            "lpips: needs torchvision, in the version that fits torch (pip install 'genflow[inception]'); "
+            "lpips: needs torchvision, in the version that fits torch (pip install 'genflow[lpips]'); "
             "allowed without: pseudo-huber, l2"
         ) from error
     except (OSError, RuntimeError) as error:
