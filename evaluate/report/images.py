@@ -1,7 +1,9 @@
 """Pictures inside a page: small, of bounded size, in the address itself."""
 
 import io
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -29,6 +31,7 @@ class Thumbnails:
 
     side: Side
     noun: str
+    _made: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         """Whether pictures can be had at all."""
@@ -48,6 +51,16 @@ class Thumbnails:
         names = features.class_names
         return names[label] if names is not None and label < len(names) else f"class {label}"
 
+    def load(self, rows: Iterable[int]) -> None:
+        """Tell which pictures will be shown: a pipeline makes them together several times faster than one by one."""
+        source, wanted = self.side.source, [row for row in dict.fromkeys(map(int, rows)) if row not in self._made]
+        if not wanted or not hasattr(source, "batches"):  # what is read from a disk can as well be read when shown
+            return
+        index = {name: place for place, name in enumerate(source.names)}
+        places = [index[self.name(row)] for row in wanted]
+        pictures = itertools.chain.from_iterable(source.batches(places, len(places)))
+        self._made.update((row, picture.array) for row, picture in zip(wanted, pictures, strict=True))
+
     def __call__(self, row: int) -> Markup:
         """The picture in ``row``; a line in its place where it cannot be read any more."""
         words = f"{self.noun} {self.name(row)}"
@@ -55,7 +68,7 @@ class Thumbnails:
         if label is not None:
             words += f", {label}"
         try:
-            picture = self.side.picture(row)
+            picture = self._made[row] if row in self._made else self.side.picture(row)
         except InputError as error:
             return element("span", f"cannot be read: {error}", class_="unreadable")
         if picture is None:

@@ -37,6 +37,8 @@ def nearest_section(view: View) -> Markup:
         return section("nearest", title, absent("Neither side's pictures are at hand: features were given instead."))
     known, queries = found.known.side.features.features, view.evaluation.generated.features.features
     distances, places = nearest(known, queries[found.rows], count=min(_NEIGHBOURS, len(known)))
+    for pictures, shown in ((view.generated, found.rows), (found.known, places.flatten())):
+        pictures.load(shown.tolist())
     cards = []
     for row, score, lengths, indices in zip(
         found.rows.tolist(), found.scores.tolist(), distances.tolist(), places.tolist(), strict=True
@@ -113,6 +115,7 @@ def density_section(view: View) -> Markup:
     worst = outward[torch.argsort(held[outward], stable=True)][:_TILES]
     inward = outward.flip(0)
     best = inward[torch.argsort(held[inward], descending=True, stable=True)][:_TILES]
+    view.generated.load([*worst.tolist(), *best.tolist()])
     outside = int((held == 0).sum())
     note = (
         f"Each reference image has a ball that reaches to its {_nth(details.density_k)} neighbour. A sample in many "

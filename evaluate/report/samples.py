@@ -25,9 +25,10 @@ def samples_section(view: View) -> Markup:
         note = element("p", f"{len(rows):,} of {total:,}, drawn at random.", class_="note")
         return section("samples", title, note, tiles(view, rows))
     shown = classes[view.chosen(_CLASSES, len(classes))]
+    by_class = [view.chosen(_PER_CLASS, np.flatnonzero(labels == label)) for label in shown]
+    view.generated.load(np.concatenate(by_class))
     lines = []
-    for label in shown:
-        rows = view.chosen(_PER_CLASS, np.flatnonzero(labels == label))
+    for rows in by_class:
         lines += [element("dt", view.generated.label(rows[0])), element("dd", tiles(view, rows))]
     which = f"{len(shown)} of {len(classes)} classes" if len(shown) < len(classes) else "every class"
     note = element("p", f"Up to {_PER_CLASS} of {which}, drawn at random from {total:,}.", class_="note")
@@ -36,4 +37,5 @@ def samples_section(view: View) -> Markup:
 
 def tiles(view: View, rows: np.ndarray) -> Markup:
     """The samples in ``rows`` side by side."""
+    view.generated.load(rows)
     return element("ul", *(element("li", view.generated(int(row))) for row in rows), class_="tiles")

@@ -75,7 +75,7 @@ KEYS = ("fd", "fd_infinity", "kid", "precision", "recall", "density", "coverage"
 
 
 def judge(generated: Side, reference: Side) -> Evaluation:
-    """What the report draws from, computed as an evaluation computes it; the intervals are made up."""
+    """What the report draws from, computed as an evaluation computes it; intervals and spread are made up."""
     pair = Pair(generated.features, reference.features, Settings())
     metrics = {key: MEASURES[key].value(pair) for key in KEYS}
     given = {
@@ -88,7 +88,7 @@ def judge(generated: Side, reference: Side) -> Evaluation:
     fd = metrics["fd"]
     result = {
         "metrics": metrics,
-        "spreads": {"kid": MEASURES["kid"].spread(pair)},
+        "spreads": {"kid": 0.125},
         "intervals": {"fd": {"low": 0.9 * fd, "high": 1.1 * fd}},
         "per_class": None if generated.features.labels is None else per_class_table(pair),
         "protocol": protocol,

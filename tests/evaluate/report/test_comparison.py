@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from genflow.evaluate.measures import MEASURES
 from genflow.evaluate.report import write_comparison_report
 from genflow.evaluate.report.comparison import render_comparison
 
@@ -44,9 +45,10 @@ def test_figures_and_differences(compared, parse) -> None:
     assert page.titles == ["Comparison of good, poor"]
     assert list(page.sections) == ["figures", "differences", "samples", "protocol"]
     words = " ".join(page.sections["figures"].split())
+    kid = MEASURES["kid"].form
     good, poor = (one["metrics"] for one in result["sets"])
     assert f"{good['precision']:.4f} best {poor['precision']:.4f} ↑ higher" in words
-    assert f"{good['kid']:.6f} {poor['kid']:.6f} best ↓ lower" in words
+    assert f"{kid.format(good['kid'])} {kid.format(poor['kid'])} best ↓ lower" in words
     assert "Warning: different numbers of samples" in words
     assert words.count("60 samples") == 2
     words = " ".join(page.sections["differences"].split())

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from genflow.errors import InputError
+from genflow.evaluate.measures import MEASURES
 from genflow.evaluate.report import write_report
 from genflow.evaluate.report.page import render
 from genflow.evaluate.report.style import STYLE
@@ -116,7 +117,7 @@ def test_figures(whole) -> None:
     metrics = evaluation.result["metrics"]
     fd = metrics["fd"]
     assert f"{fd:.4f} {0.9 * fd:.4f} to {1.1 * fd:.4f} (95%) ↓ lower" in words
-    assert f"± {evaluation.result['spreads']['kid']:.6f}" in words
+    assert f"± {MEASURES['kid'].form.format(0.125)}" in words
     assert f"{metrics['recall']:.4f} ↑ higher" in words
     assert "FD (pixels)" in words
     assert "near samples (k = 3)" in words
@@ -281,6 +282,24 @@ def test_a_picture_that_is_gone_is_said(make_evaluation, parse) -> None:
     evaluation.generated.source.broken = int(evaluation.neighbours.held.argmax())
     page = parse(render(evaluation))
     assert "cannot be read" in page.sections["density"]
+
+
+def test_pictures_of_a_pipeline_are_made_together_and_once(whole, make_evaluation) -> None:
+    """The page is the same, no picture is made alone, and none twice."""
+    from genflow.evaluate.sources.pixels import Picture
+
+    evaluation, asked = make_evaluation(), []
+    source = evaluation.generated.source
+    read, source.read = source.read, lambda index: pytest.fail(f"{index} is made alone")
+
+    def batches(indices, batch_size):
+        asked.extend(indices)
+        for start in range(0, len(indices), batch_size):
+            yield [Picture(read(index), ()) for index in indices[start : start + batch_size]]
+
+    source.batches = batches
+    assert render(evaluation) == whole[1]
+    assert len(set(asked)) == len(asked) > 20
 
 
 def test_large_pictures_make_no_large_page(make_evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
