@@ -92,7 +92,7 @@ def compare_in_detail(
         "paired": paired,
         "bootstrap": resampled,
         "correction": "Holm, over the pairs of each metric",
-        "warnings": _warnings(sets, found, sizes),
+        "warnings": [*_resolution(len(sets), bootstrap), *_warnings(sets, found, sizes)],
     }
     return {"sets": [one.result for one in found], "comparisons": tested, "protocol": protocol}, found
 
@@ -137,6 +137,17 @@ def _pairs(values: Sequence[float], drawn: Sequence[Tensor] | None, level: float
         for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
             row["p_corrected"] = p
     return rows
+
+
+def _resolution(sets: int, draws: int) -> list[str]:
+    """p is at least one over the draws and one, before it is multiplied by the pairs."""
+    pairs = sets * (sets - 1) // 2
+    if not draws or pairs / (draws + 1) < 0.05:
+        return []
+    return [
+        f"{draws} resamples cannot bring the p-values of {pairs} pairs below 0.05, however different the sets are; "
+        f"take at least {20 * pairs}"
+    ]
 
 
 def _warnings(sets: Sequence[str | Path], found: Sequence[Evaluation], sizes: Sequence[int | None]) -> list[str]:

@@ -140,7 +140,7 @@ MEASURES: Mapping[str, Measure] = {
     "kid": Measure(
         "KID ({features})",
         "down",
-        "{:.6f}",
+        "{:.5f}",
         "kernel distance, unbiased: mean of {kid_subsets} subsets of {kid_subset_size}",
         ("features",),
         lambda pair: pair.kernel.mean,

@@ -27,13 +27,13 @@ SIGNIFICANT = 0.05
 """Corrected p-values below this are marked."""
 
 
-def figure(key: str, value: float | None, interval: dict[str, Any] | None = None) -> str:
-    """``value [low, high]``; a dash where there is none."""
+def figure(key: str, value: float | None, interval: dict[str, Any] | None = None, spread: float | None = None) -> str:
+    """``value ± spread``, and below it ``[low, high]``; a dash where there is none."""
     if value is None:
         return "-"
     form = MEASURES[key].form
-    text = form.format(value)
-    return text if interval is None else f"{text} [{form.format(interval['low'])}, {form.format(interval['high'])}]"
+    text = form.format(value) if spread is None else f"{form.format(value)} ± {form.format(spread)}"
+    return text if interval is None else f"{text}\n[{form.format(interval['low'])}, {form.format(interval['high'])}]"
 
 
 def caption(protocol: dict[str, Any]) -> str:
@@ -69,10 +69,7 @@ def print_table(result: dict[str, Any], console: Console | None = None) -> None:
     table.add_column("")
     table.add_column("meaning")
     for key, value in metrics.items():
-        spread = result["spreads"].get(key)
-        shown = figure(key, value, result["intervals"].get(key))
-        if spread is not None:
-            shown += f" ± {MEASURES[key].form.format(spread)}"
+        shown = figure(key, value, result["intervals"].get(key), result["spreads"].get(key))
         # Text, since names and intervals in brackets are no markup
         name = Text(label(key, protocol["features"]))
         table.add_row(name, Text(shown), ARROWS[MEASURES[key].direction], meaning(key, protocol))
@@ -121,46 +118,52 @@ def print_comparison(result: dict[str, Any], console: Console | None = None) -> 
     console = console or Console()
     sets, tested, protocol = result["sets"], result["comparisons"], result["protocol"]
     names = short_names([one["protocol"]["samples"] for one in sets])
-    features = sets[0]["protocol"]["features"]
     table = Table(title="side by side", title_style="bold", caption_justify="left")
-    table.add_column("measure")
+    table.add_column("measure", no_wrap=True)
     for name, one in zip(names, sets, strict=True):
-        table.add_column(Text(f"{name}\n{_number(one)}"), justify="right", no_wrap=True)
+        table.add_column(Text(f"{name}\n{_number(one)}"), justify="right")
     for key, found in tested.items():
         cells = []
         for place, one in enumerate(sets):
             shown = figure(key, one["metrics"][key], one["intervals"].get(key))
-            cells.append(Text(shown, style="bold green" if place == found["best"] else ""))
-            if place == found["best"]:
-                cells[-1].append(" *")
-        table.add_row(Text(f"{label(key, features)} {ARROWS[MEASURES[key].direction]}".rstrip()), *cells)
+            best = place == found["best"]
+            cells.append(Text(f"* {shown}" if best else shown, style="bold green" if best else ""))
+        table.add_row(Text(f"{_short_label(key)} {ARROWS[MEASURES[key].direction]}".rstrip()), *cells)
     table.caption = Text(f"* best; {caption(sets[0]['protocol'])}")
     console.print(table)
     if protocol["bootstrap"]:
-        console.print(_tests(tested, names, features, paired=protocol["paired"]))
+        console.print(_tests(tested, names, paired=protocol["paired"]))
     for note in sets[0]["protocol"]["notes"]:
         console.print(Text(f"note: {note}", style="dim"))
     for warning in protocol["warnings"]:
         console.print(Text(f"warning: {warning}", style="yellow"))
 
 
-def _tests(tested: dict[str, Any], names: list[str], features: str, *, paired: bool) -> Table:
+def _tests(tested: dict[str, Any], names: list[str], *, paired: bool) -> Table:
+    """A row for each pair of sets, a column for each metric."""
     table = Table(title="are they different? p-values", title_style="bold", caption_justify="left")
-    table.add_column("measure")
+    table.add_column("sets")
+    for key in tested:
+        table.add_column(_short_label(key), justify="right")
     pairs = next(iter(tested.values()))["pairs"]
-    for pair in pairs:
-        table.add_column(Text(f"{names[pair['first']]}\n{names[pair['second']]}"), justify="right", no_wrap=True)
-    for key, found in tested.items():
-        cells = []
-        for pair in found["pairs"]:
-            p = pair.get("p_corrected")
-            clear = p is not None and p < SIGNIFICANT
-            cells.append(Text("-" if p is None else f"{p:.3f}{' *' if clear else ''}", style="bold" if clear else ""))
-        table.add_row(Text(label(key, features)), *cells)
+    for place, pair in enumerate(pairs):
+        p_values = [found["pairs"][place].get("p_corrected") for found in tested.values()]
+        table.add_row(Text(f"{names[pair['first']]}\n{names[pair['second']]}"), *map(_p_value, p_values))
     how = "paired rows" if paired else "independent resamples"
     corrected = f", Holm-corrected for {len(pairs)} pairs" if len(pairs) > 1 else ""
     table.caption = Text(f"* below {SIGNIFICANT}: more than chance; two-sided bootstrap, {how}{corrected}")
     return table
+
+
+def _p_value(p: float | None) -> Text:
+    if p is None:
+        return Text("-")
+    return Text(f"{p:.3f} *", style="bold") if p < SIGNIFICANT else Text(f"{p:.3f}")
+
+
+def _short_label(key: str) -> str:
+    """The label without the features, which the caption names."""
+    return MEASURES[key].label.removesuffix(" ({features})")
 
 
 def _number(one: dict[str, Any]) -> str:

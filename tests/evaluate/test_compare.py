@@ -204,13 +204,20 @@ def test_the_table_marks_the_best_and_what_is_more_than_chance(world: World) -> 
     console = Console(record=True, width=140, file=open("/dev/null", "w"))  # noqa: SIM115
     print_comparison(result, console)
     text = console.export_text()
-    row = next(line for line in text.splitlines() if "FD (net)" in line and "[" in line)
+    row = next(line for line in text.splitlines() if "FD ↓" in line)
     cells = [cell.strip() for cell in row.split("│")[2:4]]
-    assert cells[0].endswith("*")
-    assert not cells[1].endswith("*")
+    assert cells[0].startswith("* ")
+    assert not cells[1].startswith("*")
     assert "0.016 *" in text  # one over 61, of one pair
     assert "95% of 60 resamples" in " ".join(text.split())
     assert "warning: " in text
+
+
+def test_too_few_resamples_for_the_pairs_are_told(world: World) -> None:
+    """p is at least 3 / 60 with 59 resamples of three sets, and 3 / 61 with 60."""
+    for draws, told in ((59, True), (60, False)):
+        warnings = world("good", "dark", "near", bootstrap=draws, metrics="fd")["protocol"]["warnings"]
+        assert any("take at least 60" in line for line in warnings) is told
 
 
 def test_names_are_as_short_as_tells_them_apart() -> None:
