@@ -51,7 +51,7 @@ def evaluate(
     one number of samples.
 
     Metrics: fid or fd, fid-infinity, intra-fid, kid, is, precision, recall, density, coverage, authenticity,
-    memorization, accuracy, saturation, contrast, colourfulness.
+    memorization, accuracy, saturation, contrast, colourfulness, clipped-share.
 
     Two more commands: 'genflow evaluate features SAMPLES --out FILE' keeps features and statistics, and 'genflow
     evaluate compare A B ... --reference REFERENCE' sets several sets of samples side by side. A folder called

@@ -79,7 +79,8 @@ def recognise(argument: str, value: str | Path, *, features: str | Path | None =
     path = Path(value).expanduser()
     if path.is_file() and path.suffix.lower() == ".safetensors":
         return Given(argument, name, load_feature_set(path) if is_feature_set(path) else load_statistics(path))
-    known = load_statistics(path) if path.is_file() and is_statistics_file(path) else None
+    spatial = str(features) == "inception:spatial"  # sFID's, which ADM's files hold beside the FID's
+    known = load_statistics(path, spatial=spatial) if path.is_file() and is_statistics_file(path) else None
     if known is not None and not holds_images(path):
         return Given(argument, name, known)
     try:

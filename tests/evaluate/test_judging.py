@@ -13,7 +13,7 @@ from genflow.errors import InputError
 from genflow.evaluate import evaluate, evaluate_in_detail
 from genflow.evaluate.extraction import extract
 from genflow.evaluate.feature_set import save_feature_set
-from genflow.evaluate.sides import take_rows
+from genflow.evaluate.sides import recognise, take_rows
 from genflow.evaluate.sources import open_source
 from genflow.evaluate.statistics_files import save_statistics_npz
 from genflow.images import save_png
@@ -103,6 +103,14 @@ def test_statistics_beside_images_are_taken_and_the_images_seen_for_neighbours(w
     made = create_extractor(world.network)(torch.from_numpy(pictures(1, 30)[:, None])).values
     assert both["recall"] == neighbour_metrics(few.features, made).recall
     assert set(world.evaluate(reference=tmp_path / "adm.npz", metrics="fd")["metrics"]) == {"fd"}
+
+
+def test_spatial_features_take_the_spatial_statistics_of_a_file(tmp_path: Path) -> None:
+    moments = {"mu": np.zeros(3), "sigma": np.eye(3), "mu_s": np.ones(2), "sigma_s": np.eye(2)}
+    np.savez(tmp_path / "adm.npz", **moments)
+    for features, dimensions in ((None, 3), ("inception", 3), ("inception:spatial", 2)):
+        found = recognise("reference", tmp_path / "adm.npz", features=features)
+        assert found.known.statistics.dimensions == dimensions
 
 
 def test_a_collapsed_set_is_precise_and_recalls_little(world: World, tmp_path: Path) -> None:

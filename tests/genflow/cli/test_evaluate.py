@@ -228,6 +228,16 @@ def test_help_names_the_sub_commands_and_every_option(genflow: Run) -> None:
         assert f"genflow evaluate {name}" in out
 
 
+def test_help_names_every_metric() -> None:
+    from genflow.evaluate.measures import MEASURES
+
+    said = " ".join(command.__doc__.partition("Metrics:")[2].partition(".")[0].split())
+    known = {name.strip() for part in said.split(",") for name in part.split(" or ")}
+    # the other two of FID's names are said by those of FD, and the other way round
+    assert {key.replace("_", "-") for key in MEASURES} - known == {"fd-infinity", "intra-fd"}
+    assert known <= {key.replace("_", "-") for key in MEASURES}
+
+
 def test_the_script_takes_the_command_s_options() -> None:
     """Both are one function; evaluate_in_detail has an argument for each of them."""
     from genflow.evaluate import run
