@@ -21,7 +21,7 @@ from genflow.metrics.features import DTYPES, Extractor
 
 __all__ = ["Request", "check_draws", "judge"]
 
-_EXTRAPOLATED = 16  # the fewest samples that make fifteen different numbers of samples
+_EXTRAPOLATED = 27  # the fewest samples of which fifteen different numbers from a half on can be drawn
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def warnings_about(pair: Pair, keys: Sequence[str]) -> list[str]:
     lines = []
     count, theirs = pair.generated.statistics.count, pair.reference.statistics.count
     frechet = any(key in _FRECHET for key in keys)
-    if count is not None and count < MANY_SAMPLES:
+    if count is not None and (count < MANY_SAMPLES if frechet else count < FEW_SAMPLES and "recall" in keys):
         lines.append(_few(pair, count, frechet))
     if theirs is not None and theirs < FEW_SAMPLES and frechet:
         lines.append(f"the reference has {theirs} images: figures against it compare only with each other")

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Given", "choose_extractor", "complete", "recognise", "samples_of", "take_rows"]
 
+_DATA_SET = "fashion-mnist"  # of which there is a network of its own
+
 
 @dataclass(frozen=True)
 class Given:
@@ -149,8 +151,9 @@ def choose_extractor(
             return known.extractor
         features, options["resize"] = _network_of(known), resize or known.known.protocol.get("resize")
     elif features is None:
-        data_set = any(given.name.partition(":")[0] in EXTRACTORS for given in givens if given.argument == "reference")
-        features = "fashion-mnist" if data_set else "inception"
+        reference = next(given.name for given in givens if given.argument == "reference")
+        data_set = reference.partition(":")[0] == _DATA_SET and not Path(reference).exists()
+        features = _DATA_SET if data_set else "inception"
     extractor = create_extractor(features, device=device, dtype=dtype, **options)
     for given in givens:
         if given.known is not None:

@@ -17,7 +17,7 @@ from genflow.evaluate.sides import recognise, take_rows
 from genflow.evaluate.sources import open_source
 from genflow.evaluate.statistics_files import save_statistics_npz
 from genflow.images import save_png
-from genflow.metrics import FeatureExtractor, create_extractor, neighbour_metrics
+from genflow.metrics import FeatureExtractor, create_extractor, fd_infinity, neighbour_metrics
 
 ALL_BUT_CLASSES = (
     "fd,fd-infinity,kid,is,precision,recall,density,coverage,authenticity,saturation,contrast,colourfulness"
@@ -201,10 +201,10 @@ def test_the_reference_s_own_classes_serve_where_the_network_has_none_of_them(wo
 
 
 def test_the_record_is_whole_and_safe_for_json(world: World) -> None:
-    result = world.evaluate(metrics=ALL_BUT_CLASSES, bootstrap=10, count=25, seed=4)
+    result = world.evaluate(metrics=ALL_BUT_CLASSES, bootstrap=10, count=28, seed=4)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     protocol = result["protocol"]
-    assert (protocol["count"], protocol["available"]) == (25, 30)
+    assert (protocol["count"], protocol["available"]) == (28, 30)
     assert protocol["seed"] == protocol["draw_seed"] == 4
     assert protocol["resize"] == "none"
     assert protocol["dtype"] == "float32"
@@ -228,8 +228,10 @@ def test_too_few_samples_come_with_what_they_add(world: World) -> None:
     few = world.evaluate(metrics="fd")["protocol"]["warnings"]
     assert "30 samples: below 2048" in few[0]
     assert "by about" in few[0]
-    silent = world.evaluate(metrics="contrast")["protocol"]["warnings"]
-    assert not any("this one" in line for line in silent)
+    recalled = world.evaluate(metrics="recall")["protocol"]["warnings"]
+    assert "recall too small" in recalled[0]
+    assert "this one" not in recalled[0]
+    assert not world.evaluate(metrics="contrast,precision")["protocol"]["warnings"]
 
 
 @pytest.mark.parametrize(
@@ -255,7 +257,7 @@ def test_too_few_samples_come_with_what_they_add(world: World) -> None:
         ({"metrics": "accuracy"}, "accuracy needs the classes"),
         ({"k": 30}, "at least 31 are needed"),
         ({"density_k": 50, "metrics": "density"}, "reference: 50 of .* at least 51 are needed"),
-        ({"metrics": "fd-infinity", "count": 15}, "at least 16 are needed"),
+        ({"metrics": "fd-infinity", "count": 26}, "at least 27 are needed"),
         ({"train": "nowhere"}, "train: 'nowhere' is no file"),
         ({"model": "m"}, "model: got 'm' and samples"),
         ({"num": 3}, "num: how many images of a model"),
@@ -270,6 +272,26 @@ def test_what_cannot_be_is_refused_before_any_work(
     monkeypatch.setattr("genflow.evaluate.sides.extract", never)
     with pytest.raises(InputError, match=match):
         world.evaluate(**options)
+
+
+def test_images_are_seen_by_inception_unless_the_reference_says_otherwise(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def create(features: Any, **_: Any) -> Any:
+        asked.append(str(features))
+        raise InputError("enough")
+
+    monkeypatch.setattr("genflow.evaluate.sides.create_extractor", create)
+    monkeypatch.chdir(tmp_path)
+    np.save("clip.npy", pictures(1, 8))
+    Path("fashion-mnist").mkdir()
+    Image.fromarray(pictures(1, 1)[0]).save("fashion-mnist/a.png")
+    for reference in (world.real, "clip.npy", "fashion-mnist:test", "./fashion-mnist"):
+        with pytest.raises(InputError, match="enough"):
+            evaluate(world.samples, reference)
+    assert asked == ["inception", "inception", "fashion-mnist", "inception"]
 
 
 def test_other_networks_and_other_sizes_are_refused_by_name(world: World, tmp_path: Path) -> None:
@@ -370,3 +392,12 @@ def test_inception_by_its_weights_file_through_the_whole_path(tmp_path: Path) ->
     assert plain["protocol"]["labels"]["fd"] == "FD (inception)"
     with pytest.raises(InputError, match="accuracy needs"):
         evaluate(tmp_path / "ours.npz", tmp_path / "theirs.npz", **options, metrics="accuracy")
+
+
+def test_the_fewest_samples_that_can_be_extrapolated_from() -> None:
+    for dimensions in (2, 2048):
+        generator = torch.Generator().manual_seed(0)
+        real, made = (torch.randn(count, dimensions, generator=generator) for count in (30, 27))
+        fd_infinity(real, made)
+    with pytest.raises(InputError, match="need"):
+        fd_infinity(real, made[:26])
