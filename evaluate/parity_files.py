@@ -17,6 +17,7 @@ from genflow.metrics import FeatureStatistics, frechet_distance_from_statistics
 __all__ = ["clean_fid_rows", "pytorch_fid_rows", "write_ours"]
 
 _MODE = "legacy_pytorch"  # clean-fid's mode that takes its weights from TORCH_HOME
+_SINGULAR_LIMIT = 1e-5
 _NAMES = ("genflow-parity-a", "genflow-parity-b")
 
 
@@ -37,11 +38,16 @@ def pytorch_fid_rows(images: str, folders: tuple[Path, Path], ours: ToolRun, dim
         yield Row.of(images, "pytorch-fid", f"fid of {name}, {dims}", float(theirs), _distance(pair), FILE_LIMIT)
 
 
-def clean_fid_rows(images: str, folders: tuple[Path, Path], ours: ToolRun, work: Path) -> Iterator[Row]:
-    """clean-fid's own custom statistics, and ours put in their place, each pair read by both programs."""
+def clean_fid_rows(images: str, folders: tuple[Path, Path], ours: ToolRun, work: Path) -> list[Row]:
+    """clean-fid's own custom statistics, and ours put in their place, each pair read by both programs.
+
+    Of 2048 features and fewer images, so the covariances are singular, and scipy's square root of such a product is
+    itself good to about 1e-6 only.
+    """
     from cleanfid import features, fid
 
     work.mkdir(parents=True, exist_ok=True)
+    found = {}
     with _no_custom_statistics() as places, quiet():
         for folder, name in zip(folders, _NAMES, strict=True):
             fid.make_custom_stats(name, str(folder), mode=_MODE, batch_size=32, device=torch.device("cpu"))
@@ -50,8 +56,8 @@ def clean_fid_rows(images: str, folders: tuple[Path, Path], ours: ToolRun, work:
                 for path, place in zip(write_ours(ours, work), places, strict=True):
                     shutil.copyfile(path, place)
             read = [features.get_reference_statistics(name, "na", mode=_MODE, split="custom") for name in _NAMES]
-            theirs = float(fid.frechet_distance(*read[0], *read[1]))
-            yield Row.of(images, "clean-fid", f"fid of {whose}", theirs, _distance(places), FILE_LIMIT)
+            found[whose] = float(fid.frechet_distance(*read[0], *read[1])), _distance(places)
+    return [Row.of(images, "clean-fid", f"fid of {whose}", *pair, _SINGULAR_LIMIT) for whose, pair in found.items()]
 
 
 def write_ours(run: ToolRun, folder: Path) -> list[Path]:
