@@ -24,6 +24,7 @@ __all__ = [
     "Bounds",
     "Frame",
     "Points",
+    "Progress",
     "Tiles",
     "exact_distances",
     "rounding",
@@ -196,6 +197,8 @@ class Tiles:
         """``(rows, columns)`` quick distances; some may be a little below zero."""
         at, panel = self._panel
         if columns.start < at.start or columns.stop > at.stop:
+            del panel
+            self._panel = (slice(0, 0), self._columns[:0])  # not two of them at a time
             at, panel = self._panel = (columns, self._frame.place(self._columns[columns], self._dtype))
         own = self._frame.place(self._rows[rows], self._dtype, factor=-2)
         with _full_precision():

@@ -143,7 +143,7 @@ def neighbour_details(
         density_k: whose ball decides density and coverage; 5 is Naeem et al.'s.
         strict: balls without their surface, as in the ``prdc`` package and dgm-eval; by default they are closed, as in
             Kynkaanniemi et al. Distances that differ from the radius by float64's rounding alone are on the surface.
-        max_bytes: memory for tiles of distances; beside them a float32 copy of both sets is held.
+        max_bytes: memory for tiles of distances and all that they take; nothing grows with ``N * M``.
         progress: called with the number of rows just done, of ``2 * N + M`` in all.
         processes: those that share the work; all must call this with the same features.
 
