@@ -17,7 +17,7 @@ from torch import Tensor
 
 from genflow.errors import InputError, check_flag
 from genflow.evaluate.evaluation import Evaluation
-from genflow.evaluate.intervals import difference, interval_of, resampling
+from genflow.evaluate.intervals import NOT_RESAMPLED, difference, interval_of, resampling
 from genflow.evaluate.judging import Request, check_draws, judge
 from genflow.evaluate.measures import MEASURES
 from genflow.evaluate.replicates import replicates
@@ -75,16 +75,18 @@ def compare_in_detail(
     sizes = [one.generated.features.statistics.count for one in found]
     if paired:
         _check_paired(sets, found, sizes)
+    bare = [str(name) for name, one in zip(sets, found, strict=True) if one.generated.features.features is None]
+    draws = 0 if bare else bootstrap
     keys = [key for key in found[0].result["metrics"] if all(key in one.result["metrics"] for one in found)]
     tested: dict[str, Any] = {}
     for key in keys:
         values = [one.result["metrics"][key] for one in found]
-        drawn = _drawn(found, key, bootstrap, request.seed, paired)
+        drawn = _drawn(found, key, draws, request.seed, paired)
         if drawn is not None:
             for one, value, draws in zip(found, values, drawn, strict=True):
                 one.result["intervals"][key] = interval_of(key, value, draws, request.level)
         tested[key] = {"best": _best(key, found, values), "pairs": _pairs(values, drawn, request.level)}
-    resampled = resampling(bootstrap, request.level, request.seed)
+    resampled = resampling(draws, request.level, request.seed)
     for one in found:
         one.result["protocol"]["bootstrap"] = resampled
     protocol = {
@@ -92,7 +94,11 @@ def compare_in_detail(
         "paired": paired,
         "bootstrap": resampled,
         "correction": "Holm, over the pairs of each metric",
-        "warnings": [*_resolution(len(sets), bootstrap), *_warnings(sets, found, sizes)],
+        "warnings": [
+            *([NOT_RESAMPLED.format(", ".join(bare))] if bare and bootstrap else []),
+            *_resolution(len(sets), draws),
+            *_warnings(sets, found, sizes),
+        ],
     }
     return {"sets": [one.result for one in found], "comparisons": tested, "protocol": protocol}, found
 
@@ -107,7 +113,7 @@ def _check_paired(sets: Sequence[str | Path], found: Sequence[Evaluation], sizes
 
 def _drawn(found: Sequence[Evaluation], key: str, draws: int, seed: int, paired: bool) -> list[Tensor] | None:
     """The metric of resamples of each set; None where there are none."""
-    if not draws or any(one.generated.features.features is None for one in found):
+    if not draws:
         return None
     # Seeds of sets drawn apart are themselves drawn, so that no seed given by hand makes two of them equal.
     apart = torch.randint(2**62, (len(found),), generator=torch.Generator().manual_seed(seed)).tolist()

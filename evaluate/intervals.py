@@ -10,7 +10,9 @@ from genflow.evaluate.pair import Pair
 from genflow.evaluate.replicates import replicates
 from genflow.metrics.resampling import interval_from_draws, p_value_from_draws
 
-__all__ = ["difference", "interval_of", "intervals", "resampling"]
+__all__ = ["NOT_RESAMPLED", "difference", "interval_of", "intervals", "resampling"]
+
+NOT_RESAMPLED = "{} holds statistics alone, which cannot be resampled: there are no intervals"
 
 
 def resampling(draws: int, level: float, seed: int) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from genflow.errors import InputError, check_choice, check_flag, check_number
 from genflow.evaluate.evaluation import Evaluation, Side
 from genflow.evaluate.facts import expected_facts, known_facts
 from genflow.evaluate.feature_set import check_comparable
-from genflow.evaluate.intervals import intervals, resampling
+from genflow.evaluate.intervals import NOT_RESAMPLED, intervals, resampling
 from genflow.evaluate.measures import COVERING, MEASURES, NEEDS, Naming, choose, parse_metrics
 from genflow.evaluate.pair import Pair, Settings
 from genflow.evaluate.per_class import per_class_table
@@ -147,11 +147,13 @@ def _evaluate(
         "samples": ours.name,
         "reference": theirs.name,
         "train": None if request.train is None else str(request.train),
-        "bootstrap": resampling(request.bootstrap, request.level, request.seed),
+        "bootstrap": resampling(request.bootstrap if bounds else 0, request.level, request.seed),
     }
     protocol = protocol_of(pair, keys, given)
     protocol["notes"] = [*naming.notes, *notes_on(pair)]
     protocol["warnings"] = [*warnings_about(pair, keys), *dict.fromkeys(remarks)]
+    if request.bootstrap and not bounds:
+        protocol["warnings"].append(NOT_RESAMPLED.format(ours.name))
     result = {
         "metrics": metrics,
         "spreads": spreads,

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from genflow.errors import InputError
-from genflow.evaluate import evaluate, evaluate_in_detail
+from genflow.evaluate import compare_sets, evaluate, evaluate_in_detail
 from genflow.evaluate.extraction import extract
 from genflow.evaluate.feature_set import save_feature_set
 from genflow.evaluate.sides import recognise, take_rows
@@ -317,6 +317,17 @@ def test_statistics_allow_a_distance_alone(world: World) -> None:
         world.evaluate(reference=world.statistics, metrics="fd,precision")
     with pytest.raises(InputError, match="metrics: saturation needs the pictures"):
         evaluate(world.statistics, world.statistics, metrics="saturation")
+
+
+def test_statistics_are_not_resampled_and_that_is_said(world: World) -> None:
+    found = evaluate(world.statistics, world.features, bootstrap=20)
+    assert found["intervals"] == {}
+    assert found["protocol"]["bootstrap"] is None
+    assert "cannot be resampled" in found["protocol"]["warnings"][-1]
+    result = compare_sets([world.statistics, world.features], world.features, bootstrap=20)
+    assert result["protocol"]["bootstrap"] is None
+    assert "cannot be resampled" in result["protocol"]["warnings"][0]
+    assert "p" not in result["comparisons"]["fd"]["pairs"][0]
 
 
 def test_features_that_are_not_numbers_are_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
