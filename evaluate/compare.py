@@ -83,8 +83,8 @@ def compare_in_detail(
         values = [one.result["metrics"][key] for one in found]
         drawn = _drawn(found, key, draws, request.seed, paired)
         if drawn is not None:
-            for one, value, draws in zip(found, values, drawn, strict=True):
-                one.result["intervals"][key] = interval_of(key, value, draws, request.level)
+            for one, value, figures in zip(found, values, drawn, strict=True):
+                one.result["intervals"][key] = interval_of(key, value, figures, request.level)
         tested[key] = {"best": _best(key, found, values), "pairs": _pairs(values, drawn, request.level)}
     resampled = resampling(draws, request.level, request.seed)
     for one in found:
