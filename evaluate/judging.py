@@ -12,9 +12,9 @@ from genflow.evaluate.evaluation import Evaluation, Side
 from genflow.evaluate.facts import expected_facts, known_facts
 from genflow.evaluate.feature_set import check_comparable
 from genflow.evaluate.intervals import NOT_RESAMPLED, intervals, resampling
-from genflow.evaluate.measures import COVERING, MEASURES, NEEDS, Naming, choose, parse_metrics
+from genflow.evaluate.measures import COVERING, INTRA, MEASURES, NEEDS, Naming, choose, parse_metrics
 from genflow.evaluate.pair import Pair, Settings
-from genflow.evaluate.per_class import per_class_table
+from genflow.evaluate.per_class import left_out_classes, per_class_table
 from genflow.evaluate.record import notes_on, protocol_of, warnings_about
 from genflow.evaluate.sides import Given, choose_extractor, complete, recognise
 from genflow.metrics.features import DTYPES, Extractor
@@ -140,6 +140,9 @@ def _evaluate(
     pair = Pair(made.features, real.features, request.settings, None if train is None else train.features)
     keys = _plan(known_facts(pair), naming, request)
     _check_number("samples", ours.name, pair.generated.statistics.count, _least_samples(keys, request.k))
+    left_out = left_out_classes(pair) if request.per_class else []
+    if left_out and not any(key in INTRA for key in request.metrics or ()):
+        keys = tuple(key for key in keys if key not in INTRA)  # the table tells of the other classes
     metrics = {key: MEASURES[key].value(pair) for key in keys}
     spreads = {key: MEASURES[key].spread(pair) for key in keys if MEASURES[key].spread is not None}
     bounds = intervals(pair, metrics, request.bootstrap, level=request.level, seed=request.seed)
@@ -151,7 +154,7 @@ def _evaluate(
     }
     protocol = protocol_of(pair, keys, given)
     protocol["notes"] = [*naming.notes, *notes_on(pair)]
-    protocol["warnings"] = [*warnings_about(pair, keys), *dict.fromkeys(remarks)]
+    protocol["warnings"] = [*warnings_about(pair, keys), *left_out, *dict.fromkeys(remarks)]
     if request.bootstrap and not bounds:
         protocol["warnings"].append(NOT_RESAMPLED.format(ours.name))
     result = {

@@ -17,6 +17,7 @@ from genflow.evaluate.pair import Pair
 __all__ = [
     "COVERING",
     "DEFAULT",
+    "INTRA",
     "MEASURES",
     "NEEDS",
     "Measure",
@@ -209,6 +210,9 @@ DEFAULT = ("fd", "precision", "recall", "density", "coverage", "memorization", "
 
 COVERING = frozenset({"precision", "recall", "density", "coverage", "authenticity"})
 """Those of nearest neighbours."""
+
+INTRA = frozenset({"intra_fid", "intra_fd"})
+"""Those that need every class."""
 
 NEEDS = {
     "features": "the features of both sides, of which statistics are not enough",

@@ -189,6 +189,19 @@ def test_figures_by_class(world: World, tmp_path: Path) -> None:
         world.evaluate(tmp_path, world.samples, per_class=True)
 
 
+def test_a_class_with_too_few_samples_is_named_and_the_others_shown(world: World, tmp_path: Path) -> None:
+    for index, image in enumerate(pictures(7, 21)):
+        save_png(Image.fromarray(image), tmp_path / f"{index:02d}.png", {"class": int(index == 20)})
+    found = world.evaluate(tmp_path, per_class=True)
+    assert found["per_class"]["count"] == [20, 1]
+    assert found["per_class"]["fd"][0] > 0
+    assert found["per_class"]["fd"][1] is None
+    assert "intra_fd" not in found["metrics"]
+    assert any("class light has no distance (25 real and 1 generated" in line for line in found["protocol"]["warnings"])
+    with pytest.raises(InputError, match="no mean over classes: class 1 has 25 real and 1 generated"):
+        world.evaluate(tmp_path, metrics="intra-fd")
+
+
 def test_the_reference_s_own_classes_serve_where_the_network_has_none_of_them(world: World, tmp_path: Path) -> None:
     for side, seed in (("ours", 8), ("theirs", 9)):
         for index, image in enumerate(pictures(seed, 20)):
