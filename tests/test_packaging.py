@@ -95,7 +95,7 @@ def test_torchvision_stays_out_of_what_is_installed_by_default() -> None:
     unwanted = {"torchvision", "torch-fidelity"}
     assert not hard & unwanted
     for name, requirements in extras.items():
-        assert (name == "inception") == bool({normal(requirement) for requirement in requirements} & unwanted)
+        assert (name == "lpips") == bool({normal(requirement) for requirement in requirements} & unwanted)
 
 
 def test_constraints_pin_every_dependency_once_and_for_any_build() -> None:
