@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from genflow.errors import InputError
-from genflow.evaluate import parity, parity_files, parity_inputs, parity_run, parity_tools
+from genflow.evaluate import parity, parity_files, parity_inputs, parity_run, parity_speed, parity_tools
 from genflow.evaluate.parity_inputs import SETS, ImageSet
 from genflow.evaluate.parity_table import Row, difference, feature_difference, print_rows
 from genflow.evaluate.parity_tools import ToolRun
@@ -310,6 +310,27 @@ def test_a_run_compares_every_case_and_asks_the_tools_once(tmp_path, monkeypatch
     assert result["passed"] is False
     assert sum(row["passed"] for row in result["rows"]) == 13
     assert result["versions"]["numpy"] == np.__version__
+
+
+def test_speed_is_images_a_second_of_both_folders(tmp_path, monkeypatch, capsys):
+    calls = []
+    for module, name in ((parity_speed, "our_run"), (parity_tools, "clean_fid"), (parity_tools, "pytorch_fid")):
+        monkeypatch.setattr(
+            module, name, lambda *paths, name=name, **_: calls.append((name, len(list(paths[0].iterdir()))))
+        )
+    monkeypatch.setattr(parity_speed, "make_weights", lambda folder: folder)
+
+    def timed(works, repeats):
+        for work in works:
+            work()
+        return [2.0, 4.0, 1.0, 5.0]
+
+    monkeypatch.setattr(parity_speed, "best_times", timed)
+    rows = parity_speed.measure(tmp_path, count=2, repeats=1)
+    assert calls == [("our_run", 2), ("clean_fid", 2), ("our_run", 2), ("pytorch_fid", 2)]
+    assert [(row["ours"], row["peer"], row["ratio"]) for row in rows] == [(2.0, 1.0, 2.0), (4.0, 0.8, 5.0)]
+    parity_speed.print_speed(rows)
+    assert "4 images/s" in capsys.readouterr().out
 
 
 # --- the environment
