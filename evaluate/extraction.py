@@ -5,6 +5,7 @@ one process gives in one go, since the extractor fills every batch up to one siz
 company to rounding, and so do their features.)
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -179,20 +180,22 @@ class _Work:
         """See the images at ``places`` of the indices. What is done when anything stops it is kept."""
         indices = [self._indices[place] for place in places]
         left = len(places)
+        if not places:
+            return
         try:
-            batches = decode(self._source, indices, self._extractor.prepare, **options) if places else ()
-            for batch in batches:
-                if batch.positions:
-                    self._see(batch, places)
-                self.bad += batch.bad
-                done = len(batch.positions) + len(batch.bad)
-                advance(done)
-                unsaved = sum(len(part[POSITION]) for part in self._parts[self._saved :])
-                if unsaved >= _SHARD_ROWS or time.monotonic() - self._saved_at > _SHARD_SECONDS:
-                    self._save()
-                left -= done
-                if left == 0:
-                    break  # before decode() says that none could be read: earlier runs or others may have read some
+            with contextlib.closing(decode(self._source, indices, self._extractor.prepare, **options)) as batches:
+                for batch in batches:
+                    if batch.positions:
+                        self._see(batch, places)
+                    self.bad += batch.bad
+                    done = len(batch.positions) + len(batch.bad)
+                    advance(done)
+                    unsaved = sum(len(part[POSITION]) for part in self._parts[self._saved :])
+                    if unsaved >= _SHARD_ROWS or time.monotonic() - self._saved_at > _SHARD_SECONDS:
+                        self._save()
+                    left -= done
+                    if left == 0:
+                        break  # before decode() says that none could be read: earlier runs or others may have read some
         finally:
             self._save()
 

@@ -152,6 +152,7 @@ def _in_threads(work: _Work, cuts: list[range], workers: int) -> Iterator[list[_
     ahead: deque[list[Future[_Piece]]] = deque()
     remaining = iter(cuts)
     pool = _pool(workers)
+    waits = True
     try:
         while True:
             while len(ahead) < 2 and (cut := next(remaining, None)) is not None:
@@ -162,9 +163,14 @@ def _in_threads(work: _Work, cuts: list[range], workers: int) -> Iterator[list[_
             pieces = [future.result() for future in ahead[0]]
             ahead.popleft()
             yield pieces
+    except GeneratorExit:
+        # Perhaps the garbage collector's, which may have struck where a thread begins, under threading's own locks: to
+        # join the workers would wait for ever. They end by themselves.
+        waits = False
+        raise
     finally:
         work.stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=waits, cancel_futures=True)
 
 
 def _pool(workers: int) -> ThreadPoolExecutor:
