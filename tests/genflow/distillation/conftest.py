@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -72,9 +73,13 @@ def launch() -> Callable[..., None]:
             probe.bind(("127.0.0.1", 0))
             command += ["--main_process_port", str(probe.getsockname()[1])]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(
-            [*command, *map(str, words)], env=environment, capture_output=True, text=True, timeout=240, check=False
-        )
-        assert done.returncode == 0, done.stderr
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        launcher = subprocess.Popen([*command, *map(str, words)], env=environment, start_new_session=True, **pipes)
+        try:
+            _, errors = launcher.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            os.killpg(launcher.pid, signal.SIGKILL)  # its processes too, which would wait for each other for ever
+            pytest.fail(f"no end after 240 s; its last words:\n{launcher.communicate()[1]}")
+        assert launcher.returncode == 0, errors
 
     return run
