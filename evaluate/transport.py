@@ -143,7 +143,7 @@ def time_pot(problem: Problem, reg: float, tolerance: float, method: str, second
         return torch.as_tensor(plan), log, time.perf_counter() - begun
 
     if power == 2:  # how long its iterations take cannot be told from the first: up to 100 inner ones, and restarts
-        count = 8
+        count = 1
         plan, log, taken = solve(count)
         while taken < seconds / 2 and float(log["err"][-1]) > tolerance**power:
             count *= 2
