@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from genflow.evaluate import options
-from genflow.files import check_output_file, write_json
+from genflow.files import write_json
 
 __all__ = ["evaluate_compare"]
 
@@ -60,10 +60,7 @@ def evaluate_compare(
       genflow evaluate compare a/ b/ --metrics fd,precision,recall --paired
       genflow evaluate compare a.zip b.zip --json r.json --report r.html
     """
-    if json_file is not None:
-        check_output_file("--json", json_file)
-    if report is not None:
-        check_output_file("--report", report)
+    options.check_outputs(json_file, report)
     warnings.filterwarnings("ignore", category=FutureWarning)
     from genflow.evaluate.compare import compare_in_detail
     from genflow.evaluate.table import print_comparison

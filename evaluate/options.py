@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from genflow.files import check_output_file
+
 __all__ = [
     "BatchSize",
     "Bootstrap",
@@ -29,6 +31,7 @@ __all__ = [
     "Train",
     "Weights",
     "Workers",
+    "check_outputs",
 ]
 
 _FEATURES, _MEASURES, _SPEED, _OUTPUT = "Features", "Measures", "Where and how fast", "Output"
@@ -78,8 +81,8 @@ Resize = Annotated[
     str | None,
     _option(
         "--resize",
-        "clean (antialiased, as clean-fid), legacy (TF1's bilinear, as pytorch-fid and ADM) or none (default: the "
-        "network's own).",
+        "clean (antialiased, as clean-fid), legacy (TF1's bilinear, as torch-fidelity and ADM), legacy-pytorch (as "
+        "pytorch-fid) or none (default: the network's own).",
         _FEATURES,
         "MODE",
     ),
@@ -106,7 +109,7 @@ Bootstrap = Annotated[
 
 Device = Annotated[str, _option("--device", "auto, cpu, cuda, cuda:1, mps (default: auto).", _SPEED)]
 BatchSize = Annotated[int | None, _option("--batch-size", "Images at once in the network.", _SPEED)]
-Workers = Annotated[int | None, _option("--workers", "Processes that decode images.", _SPEED)]
+Workers = Annotated[int | None, _option("--workers", "Threads that decode images.", _SPEED)]
 Cache = Annotated[
     bool, _option("--cache/--no-cache", "Keep features by the images' and the network's content.", _SPEED)
 ]
@@ -115,3 +118,10 @@ Json = Annotated[Path | None, _option("--json", "Write figures and protocol here
 Report = Annotated[
     Path | None, _option("--report", "Write a page of pictures, plots and figures here.", _OUTPUT, "FILE.html")
 ]
+
+
+def check_outputs(json_file: Path | None, report: Path | None) -> None:
+    """Raise InputError, before any work, where the files of ``--json`` and ``--report`` cannot be written."""
+    for name, path in (("--json", json_file), ("--report", report)):
+        if path is not None:
+            check_output_file(name, path)

@@ -28,7 +28,7 @@ def two_processes(tmp_path: Path) -> Callable[..., list[Any]]:
         try:
             found = []
             for process in started:
-                out, errors = process.communicate(timeout=120)
+                out, errors = process.communicate(timeout=240)
                 assert process.returncode == 0, errors
                 found.append(json.loads(out.strip().splitlines()[-1]))
             return found

@@ -1,10 +1,7 @@
 """Two processes on gloo share the tiles of nearest neighbours and find to the bit what one process finds."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -46,22 +43,8 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(rank), str(tmp_path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for rank in range(2)
-    ]
-    for one in started:
-        out, err = one.communicate(timeout=240)
-        assert one.returncode == 0, err
-        found = json.loads(out.splitlines()[-1])
+def test_two_processes_find_what_one_finds(two_processes: Callable[..., list[Any]]) -> None:
+    for found in two_processes(SCRIPT):
         assert found["shared"] == found["alone"]
         assert sum(found["alone"]["held"]) > 0
 
