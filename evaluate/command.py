@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from genflow.evaluate import options
-from genflow.files import write_json
+from genflow.files import check_output_files, write_json
 
 __all__ = ["evaluate"]
 
@@ -68,7 +68,7 @@ def evaluate(
       genflow evaluate --model fashion-mnist --num 10000
       genflow evaluate fashion-mnist:train --count 10000
     """
-    options.check_outputs(json_file, report)
+    check_output_files(json=json_file, report=report)
     warnings.filterwarnings("ignore", category=FutureWarning)
     from genflow.evaluate import evaluate_in_detail, print_table
     from genflow.processes import choose_device, processes

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from genflow.evaluate import options
-from genflow.files import write_json
+from genflow.files import check_output_files, write_json
 
 __all__ = ["evaluate_compare"]
 
@@ -60,7 +60,7 @@ def evaluate_compare(
       genflow evaluate compare a/ b/ --metrics fd,precision,recall --paired
       genflow evaluate compare a.zip b.zip --json r.json --report r.html
     """
-    options.check_outputs(json_file, report)
+    check_output_files(json=json_file, report=report)
     warnings.filterwarnings("ignore", category=FutureWarning)
     from genflow.evaluate.compare import compare_in_detail
     from genflow.evaluate.table import print_comparison

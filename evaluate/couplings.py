@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from genflow.errors import check_number
 from genflow.evaluate.console import progress_bar, run
-from genflow.files import atomic_path, write_json
+from genflow.files import atomic_path, check_output_files, write_json
 from genflow.models import from_function
 from genflow.models.base import PathModel
 from genflow.paths import LinearPath
@@ -258,6 +258,7 @@ def main(
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw trajectories and errors here.")] = None,
 ) -> None:
     """Train flows on a mixture in the plane with different couplings and measure them."""
+    check_output_files(json=json_file, plot=plot)
     check_number("steps", steps, at_least=1, integer=True)
     check_number("batch-size", batch_size, at_least=2, integer=True)
     check_number("samples", samples, at_least=20, integer=True)

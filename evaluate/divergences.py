@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from genflow.distillation import DIVERGENCES, DensityRatio, Divergence, student_loss
 from genflow.errors import check_choice, check_number
 from genflow.evaluate.console import progress_bar, run
-from genflow.files import atomic_path, write_json
+from genflow.files import atomic_path, check_output_files, write_json
 from genflow.models import PathModel, from_function
 from genflow.paths import LinearPath, Path
 
@@ -234,6 +234,7 @@ def main(
     plot: Annotated[FilePath | None, typer.Option("--plot", help="Draw the students here.")] = None,
 ) -> None:
     """Distil a mixture into a student that cannot be right, by each f-divergence; means over the starts."""
+    check_output_files(json=json_file, plot=plot)
     results = measure(names, seeds)
     shown = ("reverse-kl", "js", "forward-kl")
     print(f"{'trained by':20}  {'modes':>5}  {'inside':>6}  " + "  ".join(f"{name:>10}" for name in shown))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from genflow.errors import check_choice
 from genflow.evaluate.console import run
-from genflow.files import atomic_path, write_json
+from genflow.files import atomic_path, check_output_files, write_json
 from genflow.optim.dynamics import (
     BatchSharpness,
     Hessian,
@@ -313,6 +313,7 @@ def main(
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw the figure here.")] = None,
 ) -> None:
     """Measure the claims of genflow.optim.dynamics on small networks."""
+    check_output_files(json=json_file, plot=plot)
     results = measure(names or None)
     for name, values in results.items():
         print(f"{name}: {'holds' if values['holds'] else 'does NOT hold'}")

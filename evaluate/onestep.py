@@ -22,7 +22,7 @@ from genflow.errors import InputError, check_number
 from genflow.evaluate.console import run
 from genflow.evaluate.run import evaluate
 from genflow.evaluate.shipped_model import sample_to_file
-from genflow.files import atomic_path, fingerprint, write_json
+from genflow.files import atomic_path, check_output_files, fingerprint, write_json
 from genflow.pipelines import ImagePipeline, locate
 from genflow.schedulers import create_scheduler
 
@@ -148,6 +148,7 @@ def main(
     Example: python -m genflow.evaluate.onestep --student js=runs/js --count 10000 --plot onestep.png
     """
     check_number("count", count, at_least=2, integer=True)
+    check_output_files(json=json_file, plot=plot)
     cases = _cases(student if student else STUDENTS)
     marks = {name: fingerprint(locate(model)) for name, model, _ in cases}
     kept = json.loads(json_file.read_text(encoding="utf-8"))["rows"] if json_file.is_file() else []

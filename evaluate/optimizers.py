@@ -29,7 +29,7 @@ from genflow.evaluate import (
 from genflow.evaluate.console import progress_bar, run
 from genflow.evaluate.optimizer_claims import Claim
 from genflow.evaluate.optimizer_report import draw_finding, draw_losses, losses_table
-from genflow.files import write_json
+from genflow.files import check_output_files, check_output_folder, write_json
 from genflow.options import parse_entries
 
 __all__ = ["CLAIMS", "measure_claims"]
@@ -104,6 +104,9 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes: does it run, not what it shows.")] = False,
 ) -> None:
     """Measure what the papers of genflow.optim claim. (`fashion-mnist --help`: the default recipe with each.)"""
+    check_output_files(json=json_file)
+    if plot is not None:
+        check_output_folder("--plot", plot)
     results = measure_claims(claims or None, quick=quick, progress=True)
     _print(results, quick)
     if json_file is not None:
@@ -141,6 +144,7 @@ def fashion_mnist(
     """Train the default recipe with each optimizer for the same number of updates; print a table in markdown."""
     from genflow.evaluate.optimizer_table import SETTINGS, Protocol, measure
 
+    check_output_files(json=json_file, plot=plot)
     entries = parse_entries("--names", ",".join(SETTINGS) if names is None else names)
     protocol = Protocol(
         recipe=recipe,

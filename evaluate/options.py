@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from genflow.files import check_output_file
-
 __all__ = [
     "BatchSize",
     "Bootstrap",
@@ -31,7 +29,6 @@ __all__ = [
     "Train",
     "Weights",
     "Workers",
-    "check_outputs",
 ]
 
 _FEATURES, _MEASURES, _SPEED, _OUTPUT = "Features", "Measures", "Where and how fast", "Output"
@@ -118,10 +115,3 @@ Json = Annotated[Path | None, _option("--json", "Write figures and protocol here
 Report = Annotated[
     Path | None, _option("--report", "Write a page of pictures, plots and figures here.", _OUTPUT, "FILE.html")
 ]
-
-
-def check_outputs(json_file: Path | None, report: Path | None) -> None:
-    """Raise InputError, before any work, where the files of ``--json`` and ``--report`` cannot be written."""
-    for name, path in (("--json", json_file), ("--report", report)):
-        if path is not None:
-            check_output_file(name, path)

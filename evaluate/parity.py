@@ -19,7 +19,7 @@ from rich.console import Console
 
 from genflow.errors import InputError, check_number
 from genflow.evaluate.console import run
-from genflow.files import check_output_file, write_text
+from genflow.files import check_output_files, write_text
 
 __all__ = ["build_environment", "checkout", "main"]
 
@@ -101,8 +101,7 @@ def main(
     check_number("threads", threads, at_least=1, integer=True)
     if speed_only and no_speed:
         raise InputError("speed_only: --speed-only and --no-speed leave nothing to do")
-    if json_file is not None:
-        check_output_file("--json", json_file)
+    check_output_files(json=json_file)
     python = build_environment(environment)
     command = [str(python), "-m", "genflow.evaluate.parity_run", str(environment / "parity"), "--images", str(images)]
     command += ["--no-parity"] if speed_only else []

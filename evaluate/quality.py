@@ -32,7 +32,7 @@ from genflow.evaluate.cache import cached_tensors
 from genflow.evaluate.console import progress_bar, run
 from genflow.evaluate.quality_report import draw, markdown, summary
 from genflow.evaluate.reference import Reference, load_reference
-from genflow.files import fingerprint, write_json
+from genflow.files import check_output_files, fingerprint, write_json
 from genflow.images import to_uint8
 from genflow.metrics.distance import rms_distance
 from genflow.metrics.frechet import frechet_distance_from_statistics
@@ -284,6 +284,7 @@ def main(
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw the figure here.")] = None,
 ) -> None:
     """Measure quality per network evaluation of genflow's and diffusers' schedulers; print tables in markdown."""
+    check_output_files(json=json_file, plot=plot)
     logging.set_verbosity_error()  # diffusers' remarks on config keys that only other schedulers know
     logging.disable_progress_bar()
     entries = parse_entries("--schedulers", ",".join([*OURS, *PEERS]) if schedulers is None else schedulers)

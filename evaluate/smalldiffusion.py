@@ -32,7 +32,7 @@ from torch import Tensor
 
 from genflow.errors import InputError, check_choice, check_number
 from genflow.evaluate.console import run
-from genflow.files import atomic_path, write_json
+from genflow.files import atomic_path, check_output_files, write_json
 
 __all__ = ["compare_with_smalldiffusion", "import_smalldiffusion"]
 
@@ -228,6 +228,7 @@ def main(
             np.savez(temporary, arr_0=images.permute(0, 2, 3, 1).numpy(), labels=_labels(samples).numpy())
         write_json(out.with_suffix(".json"), facts)
         return
+    check_output_files(json=json_file)
     result = compare_with_smalldiffusion(minutes, batch_size=batch_size, samples=samples, seed=seed)
     table = Table(title=f"Fashion-MNIST, {minutes:g} CPU-minutes each, {samples} samples against the test images")
     for column in ("", *SIDES, "ratio"):

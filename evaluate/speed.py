@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from genflow.errors import InputError, check_choice
 from genflow.evaluate.console import run
 from genflow.evaluate.timing import best_times
-from genflow.files import write_json
+from genflow.files import check_output_files, write_json
 
 __all__ = ["BENCHMARKS", "Row", "compare", "run_benchmark"]
 
@@ -270,6 +270,7 @@ def main(
         for known, benchmark in BENCHMARKS.items():
             console.print(f"{known}: {benchmark.__doc__}", highlight=False)
         return
+    check_output_files(json=json_file)
     result = run_benchmark(name, quick, device)
     table = Table(title=f"{name}, {result['device']}, {result['threads']} thread(s)")
     for column in ("what", "ours", "peer", "ratio"):

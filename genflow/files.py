@@ -20,6 +20,7 @@ __all__ = [
     "atomic_path",
     "cache_root",
     "check_output_file",
+    "check_output_files",
     "check_output_folder",
     "check_safetensors",
     "fingerprint",
@@ -100,6 +101,14 @@ def check_output_file(argument: str, path: str | Path) -> None:
     home = next(part for part in path.absolute().parents if part.exists())
     if not os.access(home, os.W_OK | os.X_OK):
         raise InputError(f"{argument}: the folder {str(home)!r} cannot be written to")
+
+
+def check_output_files(**paths: Path | None) -> None:
+    """:func:`check_output_file` of every option ``--name`` that was given a path; for what works long before it
+    writes."""
+    for name, path in paths.items():
+        if path is not None:
+            check_output_file(f"--{name}", path)
 
 
 def output_folder(argument: str, folder: str | Path) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -35,5 +36,29 @@ def two_processes(tmp_path: Path) -> Callable[..., list[Any]]:
         finally:
             for process in started:
                 process.kill()
+
+    return run
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Callable[..., tuple[str, str]]:
+    """``launch(*words)`` runs ``accelerate launch`` with two processes on the CPU in ``tmp_path``, insists on success
+    and returns what it said: (stdout, stderr)."""
+
+    def run(*words: Any) -> tuple[str, str]:
+        # with --cpu accelerate starts one process, whatever --num_processes says
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+        command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        command += ["--main_process_port", "0", *map(str, words)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        launcher = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, **pipes)
+        try:
+            out, errors = launcher.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            os.killpg(launcher.pid, signal.SIGKILL)  # its processes too, which would wait for each other for ever
+            pytest.fail(f"no end after 240 s; its last words:\n{launcher.communicate()[1]}")
+        assert launcher.returncode == 0, errors
+        return out, errors
 
     return run

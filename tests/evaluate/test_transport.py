@@ -47,10 +47,10 @@ def test_what_is_not_reached_is_said():
 
 
 def test_the_command_writes_json_and_figure(tmp_path, capsys):
-    transport.main(["points"], [36, 49], 100.0, 1e-6, 0.3, tmp_path / "t.json", tmp_path / "t.png")
+    transport.main(["points"], [36], 100.0, 1e-6, 0.3, tmp_path / "t.json", tmp_path / "t.png")
     assert "sinkhorn" in capsys.readouterr().out
     results = json.loads((tmp_path / "t.json").read_text())["results"]
-    assert [result["size"] for result in results] == [36, 49]
+    assert [result["size"] for result in results] == [36]
     assert {timing["name"] for timing in results[0]["timings"]} >= {"sinkhorn_newton", "sinkhorn", "ot.sinkhorn_log"}
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
 
@@ -60,3 +60,18 @@ def test_unknown_kinds_are_refused():
         transport.make_problem("point", 10)
     with pytest.raises(InputError, match="size: got 1"):
         transport.make_problem("points", 1)
+
+
+def test_outputs_are_checked_before_any_work(tmp_path):
+    with pytest.raises(InputError, match=r"--plot: .* is a folder"):
+        transport.main(plot=tmp_path)
+
+
+def test_epsilon_scaling_is_stopped_after_its_time(monkeypatch):
+    monkeypatch.setattr(transport, "STOPPED_AFTER", 1)
+    problem = transport.make_problem("random", 400)
+    timing = transport.time_pot(problem, 1 / 20_000, 1e-12, "sinkhorn_epsilon_scaling", 0.01)
+    assert timing.stopped
+    assert not timing.reached
+    assert timing.seconds == 0.01
+    assert transport.error_text(timing.error, timing.stopped) == "unknown"

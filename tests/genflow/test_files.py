@@ -13,6 +13,7 @@ from genflow.errors import InputError
 from genflow.files import (
     atomic_folder,
     atomic_path,
+    check_output_files,
     check_safetensors,
     fingerprint,
     output_folder,
@@ -80,6 +81,16 @@ def test_output_folder(tmp_path: Path) -> None:
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(InputError, match=r"--out: .*file' is a file; a folder is needed"):
             output_folder("--out", folder)
+
+
+def test_outputs_are_checked_by_the_names_of_their_options(tmp_path: Path) -> None:
+    check_output_files(json=tmp_path / "new" / "a.json", plot=None)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"--plot: .* is a folder; a file is needed"):
+        check_output_files(json=tmp_path / "a.json", plot=tmp_path)
+    with pytest.raises(InputError, match=r"--json: .*file' is a file; a folder is needed"):
+        check_output_files(json=tmp_path / "file" / "a.json")
 
 
 def test_check_safetensors(tmp_path: Path) -> None:

@@ -1,10 +1,6 @@
 """``genflow generate`` from the outside: what it makes, keeps, makes again, and prints."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -215,27 +211,14 @@ def test_dtype_and_device_are_recorded_or_refused(genflow: Run, class_model: Pat
     assert read_metadata("out/000000.png")["dtype"] == "bfloat16"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.mark.slow
-def test_accelerate_launch_splits_the_seeds(class_model: Path, tmp_path: Path) -> None:
-    # with --cpu accelerate starts one process, whatever --num_processes says
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", str(free_port())]
-    command = [*launch, "-m", "genflow", "generate", "--model", str(class_model), "--seeds", "0-4", "--json"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert sorted(json.loads(line)["seed"] for line in done.stdout.splitlines()) == [0, 1, 2, 3, 4]
+def test_accelerate_launch_splits_the_seeds(
+    class_model: Path, launch: Callable[..., tuple[str, str]], tmp_path: Path
+) -> None:
+    out, errors = launch("-m", "genflow", "generate", "--model", class_model, "--seeds", "0-4", "--json")
+    assert sorted(json.loads(line)["seed"] for line in out.splitlines()) == [0, 1, 2, 3, 4]
     assert names(str(tmp_path / "out")) == [*(f"{seed:06d}.png" for seed in range(5)), "grid.png"]
-    assert done.stderr.count("making") == 1  # one process speaks
+    assert errors.count("making") == 1  # one process speaks
 
 
 def test_apg_in_the_place_of_a_pipelines_own_cfg(genflow: Run, text_model: Path) -> None:

@@ -1,10 +1,6 @@
 """Teachers for distillation: one whose flow is known, and tiny networks with random weights on every kind of path."""
 
 import importlib.util
-import os
-import signal
-import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -59,27 +55,3 @@ def make_teacher(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
-
-
-@pytest.fixture
-def launch() -> Callable[..., None]:
-    """``launch(*words)`` runs ``accelerate launch`` with two processes on the CPU, and insists on success."""
-
-    def run(*words: Any) -> None:
-        # with --cpu accelerate starts one process, whatever --num_processes says
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-        command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            command += ["--main_process_port", str(probe.getsockname()[1])]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        launcher = subprocess.Popen([*command, *map(str, words)], env=environment, start_new_session=True, **pipes)
-        try:
-            _, errors = launcher.communicate(timeout=240)
-        except subprocess.TimeoutExpired:
-            os.killpg(launcher.pid, signal.SIGKILL)  # its processes too, which would wait for each other for ever
-            pytest.fail(f"no end after 240 s; its last words:\n{launcher.communicate()[1]}")
-        assert launcher.returncode == 0, errors
-
-    return run
