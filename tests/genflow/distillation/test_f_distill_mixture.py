@@ -84,7 +84,7 @@ def shares(found: Tensor) -> Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("divergence", "steps"), [("reverse-kl", 1), ("js", 1), ("forward-kl", 1), ("js", 2)], ids=lambda value: str(value)
+    ("divergence", "steps"), [("reverse-kl", 1), ("forward-kl", 1), ("js", 2)], ids=lambda value: str(value)
 )
 def test_the_student_approaches_the_data(divergence: str, steps: int, teacher: ImagePipeline, tmp_path: Path) -> None:
     real = points(4000, 10**6)
@@ -100,10 +100,10 @@ def test_the_student_approaches_the_data(divergence: str, steps: int, teacher: I
         discriminator_optimizer={"lr": 1e-3, "options": ADAM},
         schedule={"warmup_steps": 20, "decay": "cosine"},
         ema={"decay": 0.95},
-        iterations=900,
+        iterations=600,
         batch_size=256,
         precision="fp32",
-        log={"every_steps": 300, "checkpoint_every_steps": 900, "sample_every_steps": 0},
+        log={"every_steps": 300, "checkpoint_every_steps": 600, "sample_every_steps": 0},
     )
     run = FDistiller(recipe, copy.deepcopy(teacher), data, create_divergence(divergence), tmp_path, progress=False)
     run.run()

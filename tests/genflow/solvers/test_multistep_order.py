@@ -8,7 +8,7 @@ from genflow.paths import EDMPath, LinearPath, Path, TrigonometricPath, VPPath
 from genflow.solvers import GHVB, HB, AdamsBashforth, DPMSolverPP, RungeKutta4, Solver
 
 PATHS = [VPPath.linear(), EDMPath(10.0), LinearPath(), TrigonometricPath()]
-COUNTS = {1: (80, 110, 160, 220), 2: (110, 150, 210, 300), 3: (120, 170, 240, 340), 4: (190, 255, 345, 460)}
+COUNTS = {1: (80, 120, 180), 2: (110, 160, 230), 3: (120, 170, 240), 4: (210, 290, 400)}
 
 
 def grid(path: Path, levels: tuple[float, float], steps: int, spacing: str) -> np.ndarray:
@@ -61,7 +61,7 @@ CASES = cases()
 def test_order(data, path: Path, spacing: str) -> None:
     wrong = []
     for solver, order in CASES:
-        counts = (50, 70, 100, 140) if solver.name == "rk4" else COUNTS[order]  # four evaluations a step
+        counts = (50, 75, 110) if solver.name == "rk4" else COUNTS[order]  # four evaluations a step
         found, errors = slope(data, path, solver, spacing, counts)
         if abs(found - order) > 0.15:
             wrong.append(f"{solver.to_config()}: {found:.2f} for {order}, {errors[-1]:.1e}")

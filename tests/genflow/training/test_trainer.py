@@ -370,7 +370,7 @@ def test_two_processes_share_a_batch(tmp_path):
 def test_learns_the_classes_of_the_slice(tmp_path):
     """A few hundred steps must bring samples of a class nearer to that class's mean than to any other's."""
     values = tiny(
-        budget={"images": 64 * 400}, batch_size=64, optimizer={"lr": 3e-3}, clip_norm=1.0, ema={"decay": 0.98},
+        budget={"images": 64 * 250}, batch_size=64, optimizer={"lr": 3e-3}, clip_norm=1.0, ema={"decay": 0.98},
         log={"every_steps": 50, "checkpoint_every_steps": 10**6}, schedule={"warmup_steps": 50, "decay": "cosine"},
     )  # fmt: skip
     values["network"]["options"] = {"block_out_channels": [32, 64], "layers_per_block": 1, "attention_head_dim": 32}
