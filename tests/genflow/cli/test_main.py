@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import genflow
 from genflow.cli import main
@@ -106,3 +107,17 @@ def test_output_into_a_closed_pipe_is_no_traceback() -> None:
     script = f"{sys.executable} -m genflow generate --help | true"
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("status", "left"), [(0, True), (2, False)])
+def test_a_launched_process_parts_from_the_others_unless_it_failed(status, left, tmp_path, monkeypatch):
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    monkeypatch.setattr(main, "run", lambda: status)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+        assert ended.value.code == status
+        assert torch.distributed.is_initialized() != left
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
