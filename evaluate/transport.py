@@ -228,6 +228,7 @@ def measure(kind: str, size: int, eta: float, tolerance: float, seconds: float) 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Error against time, a panel a problem; written as the suffix of ``path`` says."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     columns = min(3, len(results))
     rows = math.ceil(len(results) / columns)
@@ -238,6 +239,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
             seconds, errors = zip(*timing["curve"], strict=True) if timing["curve"] else ((), ())
             axes.loglog(seconds, errors, "o-" if len(seconds) < 20 else "-", markersize=4, label=timing["name"])
         axes.set(title=f"{result['kind']}, n = {result['size']}, eta = {result['eta']:g}", xlabel="seconds")
+        axes.xaxis.set_minor_formatter(NullFormatter())  # within a decade they would lie on each other
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("marginal error (L1; POT's own is L2)")
     panels[0].legend(frameon=False, fontsize=8)
