@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
-PIP := $(RUN) pip --disable-pip-version-check install --progress-bar off --no-compile --constraint constraints.txt
+PIP := $(RUN) pip --disable-pip-version-check install --progress-bar off --constraint constraints.txt
 SETUP := pyproject.toml constraints.txt
 PYTEST_ARGS ?=
 JOBS ?= 2
