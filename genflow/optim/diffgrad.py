@@ -100,15 +100,11 @@ class DiffGrad(OptimizerBase):
         grad = decay_weights_(param, grad, weight_decay, weight_decouple, decay)
         exp_avg.lerp_(grad, 1 - beta1)
         exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        # the sigmoid as 1 / (1 + exp(-x)), whose denominator joins the other one
-        root = root_plus(exp_avg_sq, eps)
         if torch.is_grad_enabled():
-            closed = (previous_grad - grad).abs().neg().exp()
-            denominator = torch.addcmul(root, root, closed)
+            update = exp_avg * (previous_grad - grad).abs().sigmoid()
         else:  # in what is written anew below
-            closed = previous_grad.sub_(grad).abs_().neg_().exp_()
-            denominator = root.addcmul_(root, closed)
-        addcdiv_scaled_(param, exp_avg, denominator, step_size)
+            update = previous_grad.sub_(grad).abs_().sigmoid_().mul_(exp_avg)
+        addcdiv_scaled_(param, update, root_plus(exp_avg_sq, eps), step_size)
         previous_grad.copy_(grad)
 
     @staticmethod
@@ -132,11 +128,9 @@ class DiffGrad(OptimizerBase):
         torch._foreach_lerp_(exp_avg, grads, 1 - beta1)
         torch._foreach_mul_(exp_avg_sq, beta2)
         torch._foreach_addcmul_(exp_avg_sq, grads, grads, value=1 - beta2)
-        closed = torch._foreach_sub(previous_grad, grads)
+        updates = list(torch._foreach_sub(previous_grad, grads))
         torch._foreach_copy_(previous_grad, grads)
-        torch._foreach_abs_(closed)
-        torch._foreach_neg_(closed)
-        torch._foreach_exp_(closed)
-        denominators = many_root_plus(exp_avg_sq, eps)
-        torch._foreach_addcmul_(denominators, denominators, closed)
-        many_addcdiv_scaled_(params, exp_avg, denominators, step_size)
+        torch._foreach_abs_(updates)
+        torch._foreach_sigmoid_(updates)
+        torch._foreach_mul_(updates, exp_avg)
+        many_addcdiv_scaled_(params, updates, many_root_plus(exp_avg_sq, eps), step_size)

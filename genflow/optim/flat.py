@@ -2,8 +2,8 @@
 
 Such a rule need not know where one tensor ends. The state of small tensors lives joined, in blocks; their parameters
 and gradients are copied into a workspace before the rule and the parameters back after it: three passes over many
-tensors, where the multi-tensor form makes one for each operation. Large tensors are taken as they lie. Blocks and
-pieces of large tensors fit a CPU's cache, which the rule's operations pass over again and again.
+tensors, where the multi-tensor form makes one for each operation. Large tensors are taken as they lie, or in pieces.
+Blocks and pieces fit a CPU's cache, which the rule's operations pass over again and again.
 """
 
 import operator
@@ -21,8 +21,9 @@ State = dict[str, Tensor]
 
 
 class Sizes(NamedTuple):
-    """In entries: tensors up to ``joined`` are joined, in blocks of about ``block``; larger ones go in pieces of
-    ``piece`` (None: whole), the pieces of ``pack`` tensors at once."""
+    """In entries: tensors up to ``joined`` are joined, in blocks of about ``block``; others are cut to pieces of
+    ``piece``, but those up to half as much again are left as they are. Without ``piece`` others become flat ones, of
+    which ``pack`` go at once."""
 
     joined: int
     block: int
@@ -44,7 +45,7 @@ def compiled_sizes(device: torch.device) -> Sizes:
 
 
 class Flat(NamedTuple):
-    """What the rule gets: flat parameters, gradients and states, of a block or of pieces of large tensors."""
+    """What the rule gets: parameters, gradients and states, of a block, of tensors as they are or of pieces of them."""
 
     params: list[Tensor]
     grads: list[Tensor]
@@ -89,8 +90,13 @@ class FlatSteps:
     def __init__(self, params: list[Tensor], states: list[State], sizes: Sizes) -> None:
         self._names = [name for name in states[0] if name != "step"]
         self._params = params
-        large = [i for i, param in enumerate(params) if param.numel() > sizes.joined and self._lies_flat(i, states)]
-        small = sorted(set(range(len(params))).difference(large))
+        most = 0 if sizes.piece is None else sizes.piece + sizes.piece // 2
+        self._whole = [i for i, param in enumerate(params) if sizes.joined < param.numel() <= most]
+        self._whole_params = [params[i] for i in self._whole]
+        self._whole_states = [{name: states[i][name] for name in self._names} for i in self._whole]
+        floor = max(sizes.joined, most)
+        large = [i for i, param in enumerate(params) if param.numel() > floor and self._lies_flat(i, states)]
+        small = sorted(set(range(len(params))).difference(large, self._whole))
         self._blocks = self._join(small, states, sizes.block)
         self._large = [self._cut(index, states[index], sizes.piece) for index in large]
         whole = len(large) - len(large) % sizes.pack  # the rest one by one: a graph for each number would take long
@@ -123,12 +129,14 @@ class FlatSteps:
             torch._foreach_copy_(block.grad_parts, [grads[index] for index in block.indices])
             yield block.flat
             torch._foreach_copy_(block.params, block.param_parts)
+        if self._whole:
+            own = [_laid_as(param, grads[i]) for i, param in zip(self._whole, self._whole_params, strict=True)]
+            yield Flat(self._whole_params, own, self._whole_states)
         for pack, params, pieces in self._packs:
             yield Flat(params, [x for large in pack for x in self._pieces(large, grads[large.index])], pieces)
 
     def _pieces(self, large: _Large, grad: Tensor) -> Sequence[Tensor]:
-        if grad.stride() != large.strides and not _lie_alike(grad, self._params[large.index]):
-            grad = torch.empty_like(self._params[large.index], dtype=grad.dtype).copy_(grad)
+        grad = _laid_as(self._params[large.index], grad)
         flat = grad.view(-1) if grad.is_contiguous() else grad.as_strided((grad.numel(),), (1,))
         return flat.split(large.size) if len(large.params) > 1 else (flat,)
 
@@ -167,12 +175,18 @@ class FlatSteps:
     def _cut(self, index: int, state: State, size: int | None) -> _Large:
         param = self._params[index]
         numel = param.numel()
-        if size is None or numel <= size + size // 2:
-            size = numel
+        size = numel if size is None else size
         columns = [param.detach(), *(state[name] for name in self._names)]
         pieces, *states = (column.as_strided((numel,), (1,)).split(size) for column in columns)
         each = [dict(zip(self._names, column, strict=True)) for column in zip(*states, strict=True)]
         return _Large(index, param.stride(), param.data_ptr(), size, list(pieces), each)
+
+
+def _laid_as(param: Tensor, grad: Tensor) -> Tensor:
+    """The gradient, copied if its entries do not follow as the parameter's do."""
+    if grad.stride() == param.stride() or _lie_alike(grad, param):
+        return grad
+    return torch.empty_like(param, dtype=grad.dtype).copy_(grad)
 
 
 def _lie_alike(x: Tensor, y: Tensor) -> bool:
