@@ -11,11 +11,14 @@ __version__ = "0.1.0"
 _SUBMODULES = (
     "assets",
     "data",
+    "distillation",
     "evaluate",
     "guidance",
     "images",
+    "interpolants",
     "metrics",
     "models",
+    "optim",
     "paths",
     "pipelines",
     "precision",
@@ -24,6 +27,7 @@ _SUBMODULES = (
     "schedulers",
     "solvers",
     "training",
+    "transport",
 )
 
 __all__ = ["__version__", *_SUBMODULES]

@@ -3,6 +3,7 @@ this is, and what they tell each other."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from genflow.errors import InputError
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-__all__ = ["Processes", "choose_device", "process_state", "processes"]
+__all__ = ["Processes", "choose_device", "leave_processes", "process_state", "processes"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -114,3 +115,15 @@ def processes(cpu: bool = False) -> Processes:
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     device = torch.device("cpu") if host or accelerator is None else accelerator
     return Processes(dist.get_rank(), dist.get_world_size(), device)
+
+
+def leave_processes() -> None:
+    """Part from the processes that a launcher started with this one: a program's last call, once it has succeeded.
+
+    After a failure it must not be called: the others may wait in a collective, and this would wait for them.
+    """
+    if dist.is_available() and dist.is_initialized():
+        # A model wrapped for it holds the group too. The last to let go waits for the group's threads, and a model keeps
+        # the interpreter's lock meanwhile, which those may need to end a barrier: a wait for ever (torch 2.13).
+        gc.collect()
+        dist.destroy_process_group()

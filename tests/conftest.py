@@ -2,13 +2,13 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 
@@ -52,11 +52,12 @@ def launch(tmp_path: Path) -> Callable[..., tuple[str, str]]:
         command += ["--main_process_port", "0", *map(str, words)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        launcher = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, **pipes)
+        launcher = subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)
         try:
             out, errors = launcher.communicate(timeout=240)
         except subprocess.TimeoutExpired:
-            os.killpg(launcher.pid, signal.SIGKILL)  # its processes too, which would wait for each other for ever
+            for process in [*psutil.Process(launcher.pid).children(recursive=True), launcher]:
+                process.kill()  # each by itself: the launcher puts them in sessions of their own
             pytest.fail(f"no end after 240 s; its last words:\n{launcher.communicate()[1]}")
         assert launcher.returncode == 0, errors
         return out, errors

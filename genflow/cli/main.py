@@ -108,16 +108,10 @@ def _usage(error: Exception) -> str:
     return context.command_path if context is not None else "genflow"
 
 
-def _leave_processes() -> None:
-    """Part from the processes that a launcher started with this one: NCCL warns of a program that ends without."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
-
-
 def main() -> NoReturn:
     """The console script's entry."""
     status = run()
-    if status == 0:  # after a failure the others may wait in a collective, and parting might wait for them
-        _leave_processes()
+    processes = sys.modules.get("genflow.processes")  # where no command has imported it, there is nothing to leave
+    if status == 0 and processes is not None:
+        processes.leave_processes()
     sys.exit(status)

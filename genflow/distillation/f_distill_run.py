@@ -300,7 +300,8 @@ class FDistiller:
                 if log.sample_every_steps and (self.step % log.sample_every_steps == 0 or ends):
                     self._sample()
         folder = self._finish()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # end_training() would part the processes, which may go on
+            tracker.finish()
         return folder
 
     def _description(self) -> str:

@@ -116,7 +116,6 @@ def reflow(
             shutil.copytree(teacher, temporary, dirs_exist_ok=True)
         write_json(out / _REPORT, {"model": str(model), "stages": reports})
     state.wait_for_everyone()
-    state.destroy_process_group()
     return target
 
 

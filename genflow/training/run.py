@@ -5,7 +5,6 @@ from pathlib import Path
 
 from genflow.data import load_images
 from genflow.errors import InputError
-from genflow.processes import process_state
 from genflow.training.image_task import ImageTask
 from genflow.training.recipe import Recipe, load_recipe
 from genflow.training.records import check_trackers
@@ -55,9 +54,7 @@ def train(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out: {folder} is a file; allowed: a folder, or a name that is free")
     task = create_task(recipe, skip_bad=skip_bad)
-    pipeline = Trainer(task, folder, restart=restart, trackers=trackers, progress=progress).run()
-    process_state().destroy_process_group()
-    return pipeline
+    return Trainer(task, folder, restart=restart, trackers=trackers, progress=progress).run()
 
 
 def create_task(recipe: Recipe, *, skip_bad: bool = False) -> Task:
