@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
-PIP := $(RUN) pip --disable-pip-version-check install --progress-bar off --constraint constraints.txt
+PIP := $(RUN) pip --disable-pip-version-check install --no-compile --progress-bar off --constraint constraints.txt
 SETUP := pyproject.toml constraints.txt
 PYTEST_ARGS ?=
 JOBS ?= 2
@@ -22,7 +22,7 @@ demo: $(VENV)/.installed
 	@$(RUN) genflow generate --out out
 
 test: $(VENV)/.installed-test
-	@OMP_NUM_THREADS=1 $(RUN) pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(RUN) pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	@$(RUN) ruff check .
@@ -36,12 +36,15 @@ clean:
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# $(call install,WHAT): a dot a package on the way; pip's own words only when it fails.
+# $(call install,WHAT): a dot a package on the way; pip's own words only when it fails. Bytecode is made on all cores,
+# which pip does on one; packages hold a few files that no Python of ours compiles.
 define install
 	@rm -f $(VENV)/.failed
 	@{ $(PIP) $(1) 2>$(VENV)/pip.log || touch $(VENV)/.failed; } | awk \
 	  '/^Collecting/ { printf "."; fflush() } /^Installing/ { printf " unpacking"; fflush() } END { print "" }'
 	@if [ -e $(VENV)/.failed ]; then rm -f $(VENV)/.failed; cat $(VENV)/pip.log >&2; exit 1; fi
+	@echo "compiling it to bytecode"
+	@$(RUN) compileall -qq -j 0 $(VENV)/lib || true
 endef
 
 # The stamps: set-up is done again only when what it depends on has changed.

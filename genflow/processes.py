@@ -123,7 +123,7 @@ def leave_processes() -> None:
     After a failure it must not be called: the others may wait in a collective, and this would wait for them.
     """
     if dist.is_available() and dist.is_initialized():
-        # A model wrapped for it holds the group too. The last to let go waits for the group's threads, and a model keeps
-        # the interpreter's lock meanwhile, which those may need to end a barrier: a wait for ever (torch 2.13).
+        # A model wrapped for it holds the group too. The last to let go waits for the group's threads; a model keeps
+        # the interpreter's lock then, which those may need to end a barrier: a wait for ever (torch 2.13).
         gc.collect()
         dist.destroy_process_group()

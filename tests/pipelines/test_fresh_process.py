@@ -1,8 +1,8 @@
 """A saved pipeline loads in a process that has imported nothing of genflow's networks and schedulers yet."""
 
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,8 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("code", [OURS, CUSTOM], ids=["ours", "custom_pipeline"])
-def test_loads(code: str, folder: Path, tmp_path: Path) -> None:
+def test_loads(code: str, folder: Path, start_python: Callable[..., Any]) -> None:
     code = f"import sys\n{code}\nprint(pipe(class_labels=[1], num_inference_steps=1).images[0].size)"
-    command = [sys.executable, "-c", code, str(folder), str(ROOT / "pipelines" / "image.py")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout == "(8, 8)\n", done.stderr
+    done = start_python(code, folder, ROOT / "pipelines" / "image.py").wait()
+    assert done.out == "(8, 8)\n", done.errors

@@ -1,8 +1,8 @@
 """A student's pipeline: its evaluations, its refusals, and that it loads wherever a diffusers pipeline does."""
 
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,12 +86,11 @@ pipe = DiffusionPipeline.from_pretrained(sys.argv[1], custom_pipeline=sys.argv[2
 
 
 @pytest.mark.parametrize("code", [OURS, CUSTOM], ids=["ours", "custom_pipeline"])
-def test_loads_in_a_fresh_process(code: str, tmp_path: Path) -> None:
+def test_loads_in_a_fresh_process(code: str, start_python: Callable[..., Any], tmp_path: Path) -> None:
     student([1.0]).save_pretrained(tmp_path / "student")
     code = f"import sys\n{code}\nprint(type(pipe).__name__, pipe(class_labels=[1]).images[0].size)"
-    command = [sys.executable, "-c", code, str(tmp_path / "student"), str(ROOT / "pipelines" / "one_step.py")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout == "OneStepPipeline (8, 8)\n", done.stderr
+    done = start_python(code, tmp_path / "student", ROOT / "pipelines" / "one_step.py").wait()
+    assert done.out == "OneStepPipeline (8, 8)\n", done.errors
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """TranslationPipeline: saved and loaded, images in and out, labels, and what it refuses."""
 
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +63,9 @@ def test_saved_and_loaded_to_the_bit(images: torch.Tensor, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("way", ["ours", "custom_pipeline"])
-def test_loads_in_a_fresh_process(way: str, images: torch.Tensor, tmp_path: Path) -> None:
+def test_loads_in_a_fresh_process(
+    way: str, images: torch.Tensor, start_python: Callable[..., Any], tmp_path: Path
+) -> None:
     made = pipeline()
     made.save_pretrained(tmp_path / "saved")
     np.save(tmp_path / "images.npy", images.permute(0, 2, 3, 1).numpy())
@@ -76,9 +78,8 @@ def test_loads_in_a_fresh_process(way: str, images: torch.Tensor, tmp_path: Path
         f"import numpy as np; {load}; out = pipe(np.load('images.npy'), direction='backward', output_type='np').images;"
         "np.save('out.npy', out)"
     )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    done = start_python(code).wait()
+    assert done.status == 0, done.errors
     here = made(images, direction="backward", output_type="np").images
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), here, atol=1e-5)
 

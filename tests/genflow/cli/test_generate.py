@@ -213,9 +213,9 @@ def test_dtype_and_device_are_recorded_or_refused(genflow: Run, class_model: Pat
 
 @pytest.mark.slow
 def test_accelerate_launch_splits_the_seeds(
-    class_model: Path, launch: Callable[..., tuple[str, str]], tmp_path: Path
+    class_model: Path, accelerate_launch: Callable[..., tuple[str, str]], tmp_path: Path
 ) -> None:
-    out, errors = launch("-m", "genflow", "generate", "--model", class_model, "--seeds", "0-4", "--json")
+    out, errors = accelerate_launch("-m", "genflow", "generate", "--model", class_model, "--seeds", "0-4", "--json")
     assert sorted(json.loads(line)["seed"] for line in out.splitlines()) == [0, 1, 2, 3, 4]
     assert names(str(tmp_path / "out")) == [*(f"{seed:06d}.png" for seed in range(5)), "grid.png"]
     assert errors.count("making") == 1  # one process speaks

@@ -326,10 +326,6 @@ def test_no_pairs_there(tmp_path):
 def test_two_processes_share_the_shards(make_teacher, launch, tmp_path):
     folder = make_teacher()
     make_pairs(folder, tmp_path / "one", **SMALL)
-    file = tmp_path / "run.py"
-    file.write_text(
-        f"import sys; from genflow.distillation import make_pairs; make_pairs(sys.argv[1], sys.argv[2], **{SMALL!r})",
-        encoding="utf-8",
-    )
-    launch(file, folder, tmp_path / "two")
+    code = f"import sys; from genflow.distillation import make_pairs; make_pairs(sys.argv[1], sys.argv[2], **{SMALL!r})"
+    launch(code, folder, tmp_path / "two")
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
