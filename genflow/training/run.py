@@ -27,6 +27,9 @@ def train(
 ) -> Path:
     """Train by a recipe, from the start or from the newest checkpoint in ``out``.
 
+    Of several processes that a launcher started each calls this. They stay joined, for more of the kind; a script's
+    last call is :func:`genflow.processes.leave_processes`.
+
     Args:
         recipe: a shipped recipe's name, a YAML file, or a :class:`Recipe`.
         overrides: ``"optimizer.lr=3e-4"`` and the like.
