@@ -40,7 +40,7 @@ def _gauges(kappa: str | dict[str, Any], decay: float, steps: int) -> list[float
     with torch.no_grad():
         for param in network.parameters():
             param.mul_(6)  # far outside
-    optimizer = LionK(network.parameters(), kappa, lr=0.02, weight_decay=decay)
+    optimizer = LionK(network.parameters(), kappa, lr=0.05, weight_decay=decay)
     implied = [create_kappa(kappa).gauge] * len(list(network.parameters()))
     found = []
     for step in range(steps + 1):
@@ -61,7 +61,7 @@ def _label(kappa: str | dict[str, Any]) -> str:
 
 def lion_k(quick: bool = False) -> Finding:
     """Networks that start far outside the set, and one without decay, which has no reason to enter it."""
-    steps = 150 if quick else 700
+    steps = 150 if quick else 300
     curves = {_label(kappa): _gauges(kappa, 1.3, steps) for kappa in _KAPPAS}
     free = _gauges("l1", 0.0, steps)
     ends = {name: curve[-1] for name, curve in curves.items()}
@@ -113,7 +113,7 @@ def _effective_steps(optimizer: type[Optimizer], steps: int) -> tuple[list[float
 
 def adamp(quick: bool = False) -> Finding:
     """A classifier with batch normalization: what is left of the step's angle after training, and the growth."""
-    steps = 200 if quick else 1500
+    steps = 200 if quick else 1000
     tenth = steps // 10
     kept, growth, lines = {}, {}, {}
     for name, cls in (("AdamP", AdamP), ("Adam", torch.optim.Adam)):
