@@ -212,11 +212,13 @@ class GaussianTask(TwoSidedTask):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> GaussianTask:
-    """1500 steps on Gaussian pixels, by the trainer."""
+    """500 steps on Gaussian pixels, by the trainer."""
     sides = [((draw(side, 20_000, 1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8) for side in (0, 1)]
     settings = recipe(
         batch_size=512,
-        budget={"images": 512 * 1500},
+        budget={"images": 512 * 500},
+        optimizer={"lr": 0.02},
+        schedule={"decay": "cosine"},
         ema={"decay": 0.99},
         interpolant={"gamma": {"name": "brownian", "scale": 0.2}},
         log={"every_steps": 500, "checkpoint_every_steps": 100_000, "sample_every_steps": 0},
@@ -240,7 +242,7 @@ def test_training_finds_the_conditional_means(trained: GaussianTask) -> None:
         ours = probes @ matrix[:, place].double().mT + offset[:, place, None].double()
         theirs = probes @ wanted[kind][0].mT + wanted[kind][1][:, None]
         error = (ours - theirs).square().mean().sqrt() / theirs.square().mean().sqrt()
-        assert error < 0.06, (kind, error)
+        assert error < 0.05, (kind, error)  # 0.02, with any of three seeds
 
 
 @pytest.mark.slow
