@@ -357,29 +357,28 @@ def test_two_processes_share_a_batch(start_python, launch, tmp_path):
 
 @pytest.mark.slow
 def test_learns_the_classes_of_the_slice(tmp_path):
-    """A few hundred steps must bring samples of a class nearer to that class's mean than to any other's."""
+    """A few hundred steps must bring samples of a class, guided, nearer to that class's mean than to any other's."""
     values = tiny(
-        budget={"images": 64 * 250}, batch_size=64, optimizer={"lr": 3e-3}, clip_norm=1.0, ema={"decay": 0.98},
-        log={"every_steps": 50, "checkpoint_every_steps": 10**6}, schedule={"warmup_steps": 50, "decay": "cosine"},
+        budget={"images": 24 * 220}, batch_size=24, optimizer={"lr": 6e-3}, clip_norm=1.0, ema={"decay": 0.98},
+        log={"every_steps": 44, "checkpoint_every_steps": 10**6}, schedule={"warmup_steps": 20, "decay": "cosine"},
     )  # fmt: skip
-    values["network"]["options"] = {"block_out_channels": [32, 64], "layers_per_block": 1, "attention_head_dim": 32}
+    values["network"]["options"] = {"block_out_channels": [16, 32, 32], "layers_per_block": 1, "attention_head_dim": 32}
     data = data_module.load_images(SLICE)
     folder = Trainer(ImageTask(Recipe(**values), data), tmp_path, progress=False).run()
     losses = [row["loss"] for row in rows(tmp_path)]
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]  # 0.3
 
     from genflow.pipelines import ImagePipeline
 
     pipeline = ImagePipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    labels = torch.arange(10).repeat_interleave(4)
-    generators = [torch.Generator().manual_seed(seed) for seed in range(40)]
-    images = pipeline(
-        class_labels=labels.tolist(), num_inference_steps=10, generator=generators, output_type="pt"
-    ).images
+    labels = torch.arange(10).repeat_interleave(6)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(60)]
+    options = {"num_inference_steps": 10, "guidance_scale": 2.0, "generator": generators, "output_type": "pt"}
+    images = pipeline(class_labels=labels.tolist(), **options).images
     means = torch.stack([data.images[data.labels == c].float().mean(0) for c in range(10)]) / 255
     distance = torch.cdist(images.float().flatten(1), means.flatten(1))
-    assert (distance.argmin(1) == labels).float().mean() > 0.6
+    assert (distance.argmin(1) == labels).float().mean() > 0.6  # 0.82 to 0.87 by three seeds
 
 
 def test_from_diffusers_is_what_the_trainer_calls(data, tmp_path):
