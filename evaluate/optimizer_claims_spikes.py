@@ -111,7 +111,7 @@ def _train(
     return end if math.isfinite(end) else math.inf, tuple(losses)
 
 
-_STEPS, _QUICK = 240, 60  # spikes come at 133 and 159, and Adam slowly back later
+_STEPS, _QUICK = 400, 60
 _BOTH: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
     "Adam": Adam,
     "Stable-SPAM": lambda params: StableSPAM(params, gap=200),
