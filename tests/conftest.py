@@ -5,6 +5,7 @@ Most are forked from a server that has imported torch and diffusers, which take 
 
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import runpy
 import signal
@@ -109,15 +110,12 @@ def start_python(tmp_path: Path) -> Iterator[Callable[..., Program]]:
 
 def _both(programs: list[Program]) -> list[Ended]:
     """Both to their ends; where one fails the other, which may wait for it, is killed."""
-    while all(program.runs for program in programs):
-        programs[0].process.join(0.05)
-    for program in programs:
-        if not program.runs and program.process.exitcode:
-            for other in programs:
-                other.process.kill()
+    multiprocessing.connection.wait([program.process.sentinel for program in programs], _SECONDS)
+    if any(not program.runs and program.process.exitcode for program in programs):
+        for program in programs:
+            program.process.kill()
     ended = [program.wait() for program in programs]
-    for each in ended:
-        assert each.status == 0, "\n".join(one.errors for one in ended)
+    assert all(each.status == 0 for each in ended), "\n".join(each.errors for each in ended)
     return ended
 
 
