@@ -158,7 +158,7 @@ def _trained_loss(optimizer: type[torch.optim.Optimizer], lr: float, batch: int,
 def rules(quick: bool = False) -> Claims:
     """Learning rates that do well at batches of 8 carried to batches of 128."""
     result: Claims = {}
-    samples = 1000 if quick else 24_000
+    samples = 1000 if quick else 16_000
     for name, optimizer, lr in (("SGD", torch.optim.SGD, 0.16), ("Adam", torch.optim.Adam, 0.016)):
         settings = {"batch 8": (lr, 8)}
         for rule in ("linear", "sqrt"):
@@ -213,7 +213,7 @@ def gradsign(quick: bool = False) -> Claims:
             network = build()
             counts[name] = sum(param.numel() for param in network.parameters())
             optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-            for _ in range(10 if quick else 200):
+            for _ in range(10 if quick else 120):
                 optimizer.zero_grad()
                 loss = cross_entropy(network, x, y)
                 loss.backward()

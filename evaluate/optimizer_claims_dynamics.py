@@ -75,7 +75,7 @@ def lanczos(quick: bool = False) -> Finding:
 
 
 def square_root_rule(quick: bool = False) -> Finding:
-    """A step size that does well at batches of 8, carried to batches of 128 by both rules; 24,000 samples each."""
+    """A step size that does well at batches of 8, carried to batches of 128 by both rules; 16,000 samples each."""
     found = dynamics.rules(quick)
     loss = {
         name: {rule: found[name][f"batch 128, {rule}"]["loss"] for rule in ("sqrt", "linear")}

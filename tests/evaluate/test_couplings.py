@@ -10,7 +10,7 @@ from genflow.errors import InputError
 from genflow.evaluate import couplings
 from genflow.evaluate.couplings import CONDITIONAL, EULER_STEPS, PLAIN, Setting, class_means, mixture, study
 
-TRAINING = {"steps": 700, "batch_size": 128, "samples": 600}
+TRAINING = {"steps": 500, "batch_size": 128, "samples": 400}
 
 
 def test_the_mixture_is_the_ring_with_its_halves_as_classes():
