@@ -48,7 +48,7 @@ def points(count: int, seed: int) -> Tensor:
 @pytest.fixture(scope="module")
 def teacher() -> ImagePipeline:
     torch.manual_seed(0)
-    network, steps, rate = Points(), 2000, 4e-3
+    network, steps, rate = Points(), 1000, 6e-3
     optimizer = torch.optim.AdamW(network.parameters(), rate, fused=True)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -95,15 +95,15 @@ def test_the_student_approaches_the_data(divergence: str, steps: int, teacher: I
         divergence=divergence,
         steps=steps,
         student_every=3,
-        optimizer={"lr": 2e-3, "options": ADAM},
-        fake_optimizer={"lr": 4e-3, "options": ADAM},
-        discriminator_optimizer={"lr": 1e-3, "options": ADAM},
+        optimizer={"lr": 4e-3, "options": ADAM},
+        fake_optimizer={"lr": 6e-3, "options": ADAM},
+        discriminator_optimizer={"lr": 2e-3, "options": ADAM},
         schedule={"warmup_steps": 20, "decay": "cosine"},
         ema={"decay": 0.95},
-        iterations=600,
+        iterations=450,
         batch_size=256,
         precision="fp32",
-        log={"every_steps": 300, "checkpoint_every_steps": 600, "sample_every_steps": 0},
+        log={"every_steps": 150, "checkpoint_every_steps": 450, "sample_every_steps": 0},
     )
     run = FDistiller(recipe, copy.deepcopy(teacher), data, create_divergence(divergence), tmp_path, progress=False)
     run.run()
@@ -113,6 +113,6 @@ def test_the_student_approaches_the_data(divergence: str, steps: int, teacher: I
     first, last = (
         energy_distance(found, real[:2000]) for found in (samples(teacher, num_inference_steps=1), samples(pipeline))
     )
-    assert last < 0.05 * first  # 0.47, and 0.007 to 0.010; the teacher's 31 evaluations give 0.001
+    assert last < 0.05 * first  # 0.47, and 0.009 to 0.016 by three seeds; the teacher's 31 evaluations give 0.001
     for used in range(1, steps + 1):
         assert shares(samples(pipeline, num_inference_steps=used)).min() > 0.15  # a third each, less those between
