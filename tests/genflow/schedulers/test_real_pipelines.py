@@ -15,7 +15,7 @@ from genflow.schedulers import SCHEDULERS, create_scheduler
 
 GUIDED = ["controlnet", "dit", "flux", "kandinsky", "pixart", "sd", "sd3", "sd3_img2img", "sd_img2img", "sd_inpaint"]
 GUIDED += ["sd_inpaint_9", "sd_v", "sdxl", "wan"]
-SPREAD = 3  # pipelines a scheduler runs on where the whole product would take too long
+SPREAD = 3  # pipelines a scheduler runs on: the whole product would take too long
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,10 @@ def result(pipelines, pipeline, scheduler, dtype=torch.float32, steps=3, **optio
     return latents
 
 
-def some(names, scheduler):
-    """A few of the names, others for every scheduler."""
+def some(names, scheduler, count=SPREAD):
+    """A few of the names, others for every scheduler, and every name for some."""
     first = list(SCHEDULERS).index(scheduler)
-    return [names[(first + k) % len(names)] for k in range(SPREAD)]
+    return [names[(first + k * len(SCHEDULERS)) % len(names)] for k in range(count)]
 
 
 def distance(one, other):
@@ -66,9 +66,13 @@ def references(pipelines):
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_every_pipeline_with_every_scheduler(in_float32, references, scheduler):
-    """Three steps of one ODE (or SDE) of one network: near what the pipeline's own scheduler gives."""
-    for name, reference in references.items():
+def test_pipelines_with_every_scheduler(pipelines, in_float32, references, scheduler):
+    """Three steps of one ODE (or SDE) of one network: near what the pipeline's own scheduler gives.
+
+    Every other pipeline, the rest for the next scheduler, and so in turns.
+    """
+    for name in pipelines.names[list(SCHEDULERS).index(scheduler) % 2 :: 2]:
+        reference = references[name]
         latents = in_float32(name, scheduler)
         assert latents.shape == reference.shape
         assert 0.5 < latents.std() / reference.std() < 2, name
@@ -77,24 +81,12 @@ def test_every_pipeline_with_every_scheduler(in_float32, references, scheduler):
             assert distance(latents, reference) < 0.7, name
 
 
-def run_in_bf16(pipelines, in_float32, scheduler, names):
-    for name in names:
-        got = result(pipelines, name, scheduler, torch.bfloat16)
-        assert distance(got, in_float32(name, scheduler)) < 0.06, name
-
-
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_in_bfloat16(pipelines, in_float32, scheduler):
-    """Some pipelines each; the whole product is below."""
-    run_in_bf16(pipelines, in_float32, scheduler, some(pipelines.names, scheduler))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_every_pipeline_in_bfloat16(pipelines, in_float32, scheduler):
-    """Those that the test above leaves out."""
-    left = [name for name in pipelines.names if name not in some(pipelines.names, scheduler)]
-    run_in_bf16(pipelines, in_float32, scheduler, left)
+    """Some pipelines each, and every pipeline with some."""
+    for name in some(pipelines.names, scheduler):
+        got = result(pipelines, name, scheduler, torch.bfloat16)
+        assert distance(got, in_float32(name, scheduler)) < 0.06, name
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -113,7 +105,7 @@ def test_with_offload_hooks(tiny_pipelines, scheduler):
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_with_guidance_attached(pipelines, scheduler):
     """guide(CFG) gives the pipeline's own image at that scale with every scheduler; guide(APG) another, finite one."""
-    for name in some(GUIDED, scheduler):
+    for name in some(GUIDED, scheduler, 2):
         tiny, own = pipelines(name)
         images = []
         for rule in (None, CFG(scale=4.0), APG(scale=4.0)):
