@@ -66,7 +66,7 @@ class Student(nn.Module):
         return self.net(torch.cat([x, *clock], dim=1))
 
 
-def train(student, pairs, objective, steps=1200, size=512):
+def train(student, pairs, objective, steps=600, size=512):
     """Adam with a cosine schedule; the student as a path model."""
     model = from_function(student, PATH, "flow_prediction")
     optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
@@ -157,7 +157,7 @@ def test_distillation_to_k_steps(rounds, steps):
     grid = tuple(time_grid(PATH, steps)[:-1].tolist())
     objective = Objective(PATH, "flow_prediction", grid=grid)
     student = copy.deepcopy(rounds[1].function)
-    distilled = train(student, Pairs(noise, solve(rounds[1], noise)), objective, steps=500)
+    distilled = train(student, Pairs(noise, solve(rounds[1], noise)), objective, steps=400)
     test = normal(3000, 301)
     wanted = solve(rounds[1], test)
     errors = []
