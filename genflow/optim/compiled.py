@@ -49,7 +49,8 @@ class CompiledSteps:
 
     def _graph(self, key: Any, function: Callable[..., None], dynamic: bool | None) -> Callable[..., None]:
         if key not in self._graphs:
-            self._graphs[key] = torch.compile(_fresh(function), dynamic=dynamic)
+            # asserting the size of each argument costs more than small weights' steps
+            self._graphs[key] = torch.compile(_fresh(function), dynamic=dynamic, options={"size_asserts": False})
         return self._graphs[key]
 
 
