@@ -40,7 +40,7 @@ def eager_sizes(buffers: int) -> Sizes:
 def compiled_sizes(device: torch.device) -> Sizes:
     """For one fused pass, where calls cost more than memory: on an accelerator nearly everything is joined."""
     if device.type == "cpu":
-        return Sizes(joined=16384, block=1 << 19, piece=None, pack=8)
+        return Sizes(joined=16384, block=1 << 19, piece=None, pack=16)
     return Sizes(joined=1 << 20, block=1 << 24, piece=None, pack=8)
 
 
