@@ -99,9 +99,9 @@ class FlatSteps:
         small = sorted(set(range(len(params))).difference(large, self._whole))
         self._blocks = self._join(small, states, sizes.block)
         self._large = [self._cut(index, states[index], sizes.piece) for index in large]
-        whole = len(large) - len(large) % sizes.pack  # the rest one by one: a graph for each number would take long
-        packs = [self._large[i : i + sizes.pack] for i in range(0, whole, sizes.pack)]
-        packs += [[large] for large in self._large[whole:]]
+        packed = len(large) - len(large) % sizes.pack  # the rest one by one: a graph for each number would take long
+        packs = [self._large[i : i + sizes.pack] for i in range(0, packed, sizes.pack)]
+        packs += [[large] for large in self._large[packed:]]
         self._packs = [
             (pack, [x for one in pack for x in one.params], [x for one in pack for x in one.states]) for pack in packs
         ]
