@@ -8,11 +8,9 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import runpy
-import signal
 import socket
 import subprocess
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -22,6 +20,7 @@ import psutil
 import pytest
 
 _SECONDS = 240  # a program that takes longer hangs
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     [
@@ -55,7 +54,7 @@ class Program:
     def __init__(self, folder: Path, cwd: Path, code: str, argv: list[str], environment: dict[str, str]) -> None:
         folder.mkdir(parents=True)
         self._outputs = [str(folder / "out"), str(folder / "errors")]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
+        environment = os.environ | _ENVIRONMENT | environment
         prologue = _PROLOGUE.format(outputs=self._outputs, environment=environment, cwd=str(cwd), argv=argv)
         script = folder / "program.py"
         script.write_text(f"{prologue}import torch\ntorch.set_num_threads(1)\n{code}", encoding="utf-8")
@@ -78,7 +77,7 @@ class Program:
         self.process.join(_SECONDS)
         hangs = self.runs
         if hangs:
-            self.send(signal.SIGKILL)
+            self.process.kill()
             self.process.join()
         out, errors = (Path(path).read_text(encoding="utf-8") for path in self._outputs)
         assert not hangs, f"no end after {_SECONDS} s; its last words:\n{errors}"
@@ -88,24 +87,23 @@ class Program:
 
 @pytest.fixture
 def start_python(tmp_path: Path) -> Iterator[Callable[..., Program]]:
-    """``start_python(code, *arguments, environment={}, cwd=tmp_path)`` starts a program; what still runs when the test
-    ends is killed. ``start_python("-m", "genflow", ...)`` runs a module."""
-    programs = []
+    """``start_python(code, *arguments, environment={})`` starts a program in ``tmp_path``, and
+    ``start_python("-m", "genflow", ...)`` a module; what still runs when the test ends is killed."""
+    programs: list[Program] = []
 
-    def start(code: str, *arguments: Any, environment: dict[str, str] | None = None, cwd: Path = tmp_path) -> Program:
+    def start(code: str, *arguments: Any, environment: dict[str, str] | None = None) -> Program:
         words = [str(word) for word in arguments]
         if code == "-m":
             code = _MODULE.format(name=words[0])
         else:
             words = ["-c", *words]
-        folder = tmp_path / f"program-{uuid.uuid4().hex}"
-        programs.append(Program(folder, cwd, code, words, environment or {}))
+        folder = tmp_path / f"program-{len(programs)}"
+        programs.append(Program(folder, tmp_path, code, words, environment or {}))
         return programs[-1]
 
     yield start
     for program in programs:
-        if program.runs:
-            program.send(signal.SIGKILL)
+        program.process.kill()
 
 
 def _both(programs: list[Program]) -> list[Ended]:
@@ -162,7 +160,7 @@ def accelerate_launch(tmp_path: Path) -> Callable[..., tuple[str, str]]:
         command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
         command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
         command += ["--main_process_port", "0", *map(str, words)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environment = os.environ | _ENVIRONMENT
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         launcher = subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)
         try:

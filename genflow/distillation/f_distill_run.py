@@ -40,7 +40,7 @@ from genflow.training.checkpoints import (
 from genflow.training.finish import sample_grid, save_pipeline
 from genflow.training.optimizers import create_optimizer
 from genflow.training.recipe import OptimizerSection
-from genflow.training.records import MetricsLog, check_trackers
+from genflow.training.records import MetricsLog, check_trackers, finish_trackers
 from genflow.training.resuming import CHECKPOINTS, keep_recipe, previous_checkpoint
 from genflow.training.schedule import lr_factor, scale_lr
 from genflow.training.stopping import StopRequest
@@ -300,8 +300,7 @@ class FDistiller:
                 if log.sample_every_steps and (self.step % log.sample_every_steps == 0 or ends):
                     self._sample()
         folder = self._finish()
-        for tracker in self.accelerator.trackers:  # end_training() would part the processes, which may go on
-            tracker.finish()
+        finish_trackers(self.accelerator)
         return folder
 
     def _description(self) -> str:

@@ -130,7 +130,7 @@ class FlatSteps:
             yield block.flat
             torch._foreach_copy_(block.params, block.param_parts)
         if self._whole:
-            own = [_laid_as(param, grads[i]) for i, param in zip(self._whole, self._whole_params, strict=True)]
+            own = [_laid_as(self._params[i], grads[i]) for i in self._whole]
             yield Flat(self._whole_params, own, self._whole_states)
         for pack, params, pieces in self._packs:
             yield Flat(params, [x for large in pack for x in self._pieces(large, grads[large.index])], pieces)

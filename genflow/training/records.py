@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -13,7 +13,10 @@ from genflow.errors import InputError, check_choice
 from genflow.files import atomic_path, write_text
 from genflow.images import grid, save_png
 
-__all__ = ["MetricsLog", "check_trackers", "plot_loss", "save_grid"]
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["MetricsLog", "check_trackers", "finish_trackers", "plot_loss", "save_grid"]
 
 
 class MetricsLog:
@@ -48,6 +51,12 @@ def check_trackers(names: Sequence[str]) -> None:
         check_choice("tracker", name, LOGGER_TYPE_TO_CLASS)
         if name not in available:
             raise InputError(f"tracker: {name!r} is not installed here; pip install {name}")
+
+
+def finish_trackers(accelerator: "Accelerator") -> None:
+    """End what they record; accelerate's ``end_training`` would also part the processes, which may go on together."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
 
 
 def plot_loss(rows: Sequence[dict[str, Any]], path: Path) -> None:

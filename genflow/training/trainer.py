@@ -27,7 +27,7 @@ from genflow.training.checkpoints import (
 from genflow.training.dynamics import TrainingDynamics
 from genflow.training.growth import BatchGrowth
 from genflow.training.optimizers import create_optimizer
-from genflow.training.records import MetricsLog, plot_loss
+from genflow.training.records import MetricsLog, finish_trackers, plot_loss
 from genflow.training.resuming import CHECKPOINTS, keep_recipe, previous_checkpoint
 from genflow.training.schedule import lr_factor, scale_lr
 from genflow.training.stopping import StopRequest
@@ -295,8 +295,7 @@ class Trainer:
                 if log.sample_every_steps and (self.step % log.sample_every_steps == 0 or ends):
                     self._sample()
         folder = self._finish()
-        for tracker in self.accelerator.trackers:  # end_training() would part the processes, which may go on
-            tracker.finish()
+        finish_trackers(self.accelerator)
         return folder
 
     def _sample(self) -> None:
